@@ -1,0 +1,1 @@
+"""A Megatron-Core MoE training and benchmarking harness."""

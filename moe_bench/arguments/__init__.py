@@ -1,0 +1,1 @@
+"""From a resolved run to Megatron's argv: flags per release, derived choices, rules."""

@@ -1,0 +1,1 @@
+"""Hugging Face and torch_dist checkpoints, file to file."""

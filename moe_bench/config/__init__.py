@@ -1,0 +1,1 @@
+"""Layered files, environment and flags, folded into one resolved run."""

@@ -1,0 +1,1 @@
+"""Render a launch and submit it: local, Slurm, Kubernetes."""

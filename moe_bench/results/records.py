@@ -1,0 +1,85 @@
+"""What a run writes down: one JSON object a line, append-only, tagged by kind.
+
+`results/steps.jsonl` holds StepRecord lines, `results/events.jsonl` Event lines. Both are the truth; TensorBoard,
+W&B and the report mirror them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+STEPS_FILE = "results/steps.jsonl"
+EVENTS_FILE = "results/events.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertLoad:
+    """How evenly one layer's router spread a step's tokens over its experts."""
+
+    layer: int
+    """1-based, as Megatron counts; MTP layers follow the decoder's."""
+    max_over_mean: float
+    """Tokens of the busiest expert over the mean; 1.0 is perfect balance."""
+    entropy: float
+    """Entropy of the load over log(num_experts): 1.0 is uniform, 0.0 one expert."""
+    dead_experts: int
+    """Experts that received no token in this step."""
+    tokens_per_expert: tuple[int, ...]
+    """Assignments (tokens x top-k) to each expert, summed over the whole global batch."""
+    dropped_tokens: int = 0
+    """Assignments dropped by the capacity factor; 0 when dropless."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """One optimizer step."""
+
+    step: int
+    """1-based; Megatron's iteration."""
+    time_unix_s: float
+    train_steps: int
+    """Steps this run will make in all."""
+    consumed_samples: int
+    consumed_tokens: int
+    losses: Mapping[str, float]
+    """By Megatron's name: "lm loss", "load_balancing_loss", "mtp_1 loss", ...; "lm loss" is the one shown."""
+    grad_norm: float | None
+    """None on a skipped step."""
+    learning_rate: float
+    step_time_s: float
+    tokens_per_s: float
+    """Of the whole job."""
+    tflops_per_gpu: float
+    """By the formula named in the run's `start` event."""
+    skipped: bool = False
+    """True when the optimizer step was skipped (overflow or NaN)."""
+    memory_gib: tuple[float, ...] = ()
+    """By rank: peak allocated on the GPU, or resident set of the process on a CPU."""
+    expert_load: tuple[ExpertLoad, ...] = ()
+    timers_s: Mapping[str, float] = field(default_factory=dict)
+    """Megatron's timers of this step (forward-compute, optimizer, ...), max over ranks."""
+    gpus: tuple[GpuSample, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuSample:
+    """NVML's view of one GPU at one step."""
+
+    rank: int
+    power_w: float
+    sm_clock_mhz: float
+    utilization: float
+    """0 to 1."""
+    memory_used_gib: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened once."""
+
+    event: str
+    """start, embedding, checkpoint_saved, checkpoint_loaded, evaluation, profile, wandb, warning, error, end, ..."""
+    time_unix_s: float
+    rank: int = 0
+    fields: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Where ranks and layers sit: parallel groups and pipeline stages."""
