@@ -11,6 +11,26 @@ from dataclasses import dataclass, field
 
 STEPS_FILE = "results/steps.jsonl"
 EVENTS_FILE = "results/events.jsonl"
+"""Of rank 0; see `events_file` for the others."""
+
+FORMAT_VERSION = 1
+"""Of the lines below. Raised when a field changes its meaning or goes; a new field with a default does not raise it."""
+
+
+def events_file(writer: int | str) -> str:
+    """The events file of a rank other than 0, or of a writer that is no rank ("launcher")."""
+    name = f"rank-{writer}" if isinstance(writer, int) else writer
+    return f"results/events-{name}.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """First line of each file, and again whenever a writer opens it to append (a restart)."""
+
+    format: str
+    """"steps" or "events"."""
+    version: int
+    time_unix_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,3 +103,19 @@ class Event:
     time_unix_s: float
     rank: int = 0
     fields: Mapping[str, object] = field(default_factory=dict)
+    """JSON values. The names below are what `summarize`, `compare`, `report` and the live display look for; others
+    are kept and shown as they are.
+
+    phase: phase (str, what happens now, before the first step: "importing Megatron")
+    start: versions ({package: version}), device (str), world_size, flop_formula (str, with its version),
+        routing_mode ("natural", "forced-random", "forced-biased", ...), commit, hostname, num_parameters,
+        num_active_parameters, threads_per_rank
+    embedding: replaced (list of str)
+    checkpoint_saved, checkpoint_loaded: step, path, duration_s
+    evaluation: step, split, losses ({name: value})
+    profile: path, kind
+    wandb: mode, url or path
+    warning: message
+    error: message, traceback (optional)
+    end: outcome ("completed", "stopped", "failed"), step, reason (optional)
+    """
