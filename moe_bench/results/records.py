@@ -13,6 +13,9 @@ STEPS_FILE = "results/steps.jsonl"
 EVENTS_FILE = "results/events.jsonl"
 """Of rank 0; see `events_file` for the others."""
 
+LM_LOSS = "lm loss"
+"""Megatron's name of the loss that is shown."""
+
 FORMAT_VERSION = 1
 """Of the lines below. Raised when a field changes its meaning or goes; a new field with a default does not raise it."""
 
@@ -34,7 +37,7 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExpertLoad:
+class LoadBalance:
     """How evenly one layer's router spread a step's tokens over its experts."""
 
     layer: int
@@ -45,15 +48,21 @@ class ExpertLoad:
     """Entropy of the load over log(num_experts): 1.0 is uniform, 0.0 one expert."""
     dead_experts: int
     """Experts that received no token in this step."""
-    tokens_per_expert: tuple[int, ...]
-    """Assignments (tokens x top-k) to each expert, summed over the whole global batch."""
     dropped_tokens: int = 0
     """Assignments dropped by the capacity factor; 0 when dropless."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepRecord:
-    """One optimizer step."""
+class ExpertLoad(LoadBalance):
+    """The balance of one layer with the counts behind it."""
+
+    tokens_per_expert: tuple[int, ...]
+    """Assignments (tokens x top-k) to each expert, summed over the whole global batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimizer step, without its experts: what most readers need."""
 
     step: int
     """1-based; Megatron's iteration."""
@@ -76,10 +85,33 @@ class StepRecord:
     """True when the optimizer step was skipped (overflow or NaN)."""
     memory_gib: tuple[float, ...] = ()
     """By rank: peak allocated on the GPU, or resident set of the process on a CPU."""
-    expert_load: tuple[ExpertLoad, ...] = ()
     timers_s: Mapping[str, float] = field(default_factory=dict)
     """Megatron's timers of this step (forward-compute, optimizer, ...), max over ranks."""
     gpus: tuple[GpuSample, ...] = ()
+
+    @property
+    def loss(self) -> float | None:
+        """The "lm loss"; None on a step that has none."""
+        return self.losses.get(LM_LOSS)
+
+    @property
+    def peak_memory_gib(self) -> float | None:
+        """Of the rank that used most; None when memory was not measured."""
+        return max(self.memory_gib, default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord(Step):
+    """One optimizer step as it is written."""
+
+    expert_load: tuple[ExpertLoad, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepBalance(Step):
+    """One optimizer step as it is read where the count of each expert is not needed (it is most of a line)."""
+
+    expert_load: tuple[LoadBalance, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
