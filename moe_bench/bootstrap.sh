@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Finds or makes the Python that runs moe_bench; sourced by the shell entry points, never run.
 # bootstrap WHAT: WHAT is train, dev or login (a file under locks/). Sets PYTHON. Installs nothing where torch and
 # megatron-core are already importable (an NGC container, an activated environment) or MOE_BENCH_PYTHON names an interpreter.
