@@ -26,6 +26,8 @@ class Setting:
     value: str
     origin: Origin
     overrode: tuple[Overridden, ...] = ()
+    words: tuple[str, ...] | None = None
+    """For a flag: the argv words that follow it. None: `value` itself, or nothing for a switch ("true")."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,39 @@
+"""Trailing words of a command (`--flag value`, `--flag=value`, `--switch`, `--list a b`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moe_bench.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flag:
+    """One flag with the words that follow it; none for a bare switch."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def parse(words: Sequence[str], *, place: str = "command line") -> tuple[Flag, ...]:
+    """The flags in order. Raises ConfigError for a word that belongs to no flag."""
+    flags: list[Flag] = []
+    closed = False
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word.partition("=")
+            flags.append(Flag(name=name, words=(value,) if equals else ()))
+            closed = bool(equals)
+        elif not flags or closed:
+            raise ConfigError(_stray(word, flags, place))
+        else:
+            flags[-1] = Flag(name=flags[-1].name, words=(*flags[-1].words, word))
+    return tuple(flags)
+
+
+def _stray(word: str, flags: list[Flag], place: str) -> str:
+    if "=" in word and word.split("=")[0].isupper():
+        return f"{word!r} ({place}) comes after the script's name; knobs go before it: {word} bash ./script.sh"
+    after = f" after {flags[-1].name}" if flags else ""
+    return f"{word!r} ({place}) belongs to no flag{after}; Megatron flags are written --flag value"

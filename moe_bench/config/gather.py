@@ -1,0 +1,255 @@
+"""From files, environment and trailing words to knobs, variables and what each source says of Megatron's flags."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_bench.config import command_line, knobs as knob_table, model_file
+from moe_bench.config.conf import ConfFile, ConfVariables
+from moe_bench.config.knobs import BOUND, KNOBS
+from moe_bench.config.nearest import nearest
+from moe_bench.config.release import find_release
+from moe_bench.config.run import Origin, Overridden, Setting
+from moe_bench.config.sources import is_file, names_in, read_text, run_confs
+from moe_bench.errors import ConfigError
+
+MODELS = "model_configs/benchmarking"
+CLUSTERS = "cluster_configs/benchmarking"
+COMMON = "runtime_configs/benchmarking/common.conf"
+RUNTIME = "runtime_configs/benchmarking/runtime.conf"
+
+DEFAULT_MODEL = "Tiny-Qwen3"
+"""What MODEL unset trains on this machine."""
+DEFAULT_CLUSTER = "local"
+
+PLACEHOLDER = re.compile(r"your_own_\w+|YOUR_[A-Z_]+|\{YOUR_\w+\}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What a user asked for, before anything is read."""
+
+    environment: Mapping[str, str]
+    words: Sequence[str]
+    """Trailing words of the command."""
+    project: Path
+    """Folder that holds model_configs, runtime_configs and cluster_configs (WORKSPACE)."""
+    local: bool
+    """True for this machine, where MODEL and CLUSTER have defaults and a job is one node."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """What the sources say, each with its origin."""
+
+    model: str
+    knobs: Mapping[str, Setting]
+    variables: Mapping[str, str]
+    """Every variable a model file may name."""
+    exported: Mapping[str, Setting]
+    """Variables that the .conf files export and that are no knobs: they go to the ranks."""
+    file: model_file.ModelFile
+    flags: tuple[tuple[command_line.Flag, Origin], ...]
+    """Trailing flags and TRAINING_PARAMS'."""
+
+
+FLAG = Origin(layer="flag", place="command line")
+ENVIRONMENT = Origin(layer="environment", place="environment")
+
+
+def gather(request: Request) -> Gathered:
+    """Read every source. Raises ConfigError for the first that cannot be used."""
+    flags = command_line.parse(request.words)
+    given = _given(request, flags)
+    environment = _for_bash(request, given)
+    files = _conf_files(request, environment)
+    conf = run_confs(files, environment, lambda path: _shown(Path(path), request.project))
+    knobs = _knobs(given, conf)
+    model = knobs["MODEL"].value
+    path = Path(knobs["TRAINING_PARAMS_PATH"].value)
+    shown = _shown(path, request.project)
+    _check_model(path, knobs, request.project)
+    file = model_file.parse(read_text(path, shown=shown, what="the model's YAML"), name=shown)
+    knobs = _with_defaults(knobs, file)
+    return Gathered(
+        model=model,
+        knobs=knobs,
+        variables=_defaults_of(file) | _variables(conf, knobs, request.project),
+        exported=_exported(conf, request.environment),
+        file=file,
+        flags=_flags(flags, knobs),
+    )
+
+
+def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, Setting]:
+    """Knobs that the caller set, by a flag of the same meaning, by the environment, or by our defaults."""
+    given: dict[str, Setting] = {}
+    for name, knob in KNOBS.items():
+        value = request.environment.get(name)
+        if value is not None and (value or knob.kind in ("count", "count_or_false")):
+            given[name] = Setting(value=value, origin=ENVIRONMENT)
+            knob_table.check(name, given[name])
+    for flag in flags:
+        name = BOUND.get(flag.name)
+        if name is not None:
+            value = " ".join(flag.words) or "true"
+            given[name] = _on_top(Setting(value=value, origin=FLAG), given.get(name))
+            knob_table.check(name, given[name])
+    _default_model_and_cluster(given, request)
+    release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
+    given["MCORE_RELEASE_VERSION"] = release
+    return given
+
+
+def _on_top(setting: Setting, before: Setting | None) -> Setting:
+    if before is None or before.value == setting.value:
+        return setting
+    loser = Overridden(value=before.value, origin=before.origin)
+    return replace(setting, overrode=(loser, *before.overrode))
+
+
+def _default_model_and_cluster(given: dict[str, Setting], request: Request) -> None:
+    default = Origin(layer="default", place="built in")
+    if request.local:
+        given.setdefault("MODEL", Setting(value=DEFAULT_MODEL, origin=default))
+        given.setdefault("CLUSTER", Setting(value=DEFAULT_CLUSTER, origin=default))
+    for name, folder, suffix in (("MODEL", MODELS, ".yaml"), ("CLUSTER", CLUSTERS, ".conf")):
+        if name not in given:
+            known = ", ".join(names_in(request.project / folder, suffix))
+            raise ConfigError(
+                f"{name} is not set; name a file of {folder} (one of {known}), for example {name}="
+                f"{'DeepSeek-V3' if name == 'MODEL' else 'my_cluster'} bash ./sbatch_benchmarking.sh"
+            )
+        _refuse_placeholder(name, given[name])
+
+
+def _refuse_placeholder(name: str, setting: Setting) -> None:
+    match = PLACEHOLDER.search(setting.value)
+    if match:
+        raise ConfigError(
+            f"{knob_table.says(name, setting)} still holds the placeholder {match[0]!r}; put your own value there"
+        )
+
+
+def _for_bash(request: Request, given: Mapping[str, Setting]) -> dict[str, str]:
+    environment = dict(request.environment)
+    environment["WORKSPACE"] = str(request.project)
+    environment.setdefault("MEGATRON_PATH", "")
+    environment |= {name: setting.value for name, setting in given.items()}
+    return environment
+
+
+def _conf_files(request: Request, environment: Mapping[str, str]) -> tuple[ConfFile, ...]:
+    cluster = f"{CLUSTERS}/{environment['CLUSTER']}.conf"
+    if not is_file(request.project / cluster):
+        known = names_in(request.project / CLUSTERS, ".conf")
+        guess = nearest(environment["CLUSTER"], known)
+        hint = f"did you mean {' or '.join(guess)}" if guess else f"there are {', '.join(known)}"
+        raise ConfigError(
+            f"CLUSTER={environment['CLUSTER']}: there is no {cluster}; {hint}? "
+            f"(copy {CLUSTERS}/template.conf to make your own)"
+        )
+    layers = (("common", COMMON), ("runtime", RUNTIME), ("cluster", cluster))
+    return tuple(
+        ConfFile(path=str(request.project / path), layer=layer, shown=path) for layer, path in layers
+    )
+
+
+def _knobs(given: Mapping[str, Setting], conf: ConfVariables) -> dict[str, Setting]:
+    """The value of each knob that has one: a flag wins whatever a .conf did, else what bash ended with."""
+    knobs: dict[str, Setting] = {}
+    for name, knob in KNOBS.items():
+        setting = conf.settings.get(name)
+        if name in given and setting is not None:
+            setting = _with_given_origin(given[name], setting)
+        if setting is not None and (setting.value or knob.kind in ("count",)):
+            knobs[name] = setting
+        elif knob.default is not None:
+            origin = Origin(layer="default", place="built in")
+            knobs[name] = Setting(value=knob.default, origin=origin)
+        if name in knobs:
+            knob_table.check(name, knobs[name])
+    if not knobs.get("TRAINING_PARAMS_PATH"):
+        path = f"{conf.settings['WORKSPACE'].value}/{MODELS}/{knobs['MODEL'].value}.yaml"
+        origin = Origin(layer="default", place="built in")
+        knobs["TRAINING_PARAMS_PATH"] = Setting(value=path, origin=origin)
+    return knobs
+
+
+def _with_given_origin(given: Setting, after: Setting) -> Setting:
+    """bash saw flags and defaults as environment variables: put their own origin back, and flags back on top."""
+    if after.value == given.value:
+        return replace(given, overrode=(*given.overrode, *after.overrode))
+    if given.origin.layer == "flag":
+        return _on_top(given, after)
+    lost = tuple(replace(one, origin=given.origin) if one.origin == ENVIRONMENT else one for one in after.overrode)
+    return replace(after, overrode=lost)
+
+
+def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> None:
+    if path.parent != project / MODELS or path.exists():
+        return
+    model = knobs["MODEL"]
+    known = names_in(project / MODELS, ".yaml")
+    guess = nearest(model.value, known)
+    hint = f"did you mean {' or '.join(guess)}" if guess else f"there are {', '.join(known)}"
+    raise ConfigError(f"{knob_table.says('MODEL', model)}: there is no {MODELS}/{model.value}.yaml; {hint}?")
+
+
+def _variables(
+    conf: ConfVariables, knobs: Mapping[str, Setting], project: Path
+) -> dict[str, str]:
+    found = {name: setting.value for name, setting in conf.settings.items()}
+    found |= {name: setting.value for name, setting in knobs.items()}
+    return found | {"WORKSPACE": str(project)}
+
+
+def _defaults_of(file: model_file.ModelFile) -> dict[str, str]:
+    return {entry.name: entry.words[0] for entry in file.defaults}
+
+
+def _with_defaults(knobs: Mapping[str, Setting], file: model_file.ModelFile) -> dict[str, Setting]:
+    """The knobs, and what the model's DEFAULTS say of those that nothing else gives a value."""
+    filled = dict(knobs)
+    for entry in file.defaults:
+        current = knobs.get(entry.name)
+        if entry.name in KNOBS and (current is None or not current.value):
+            origin = Origin(layer="model", place=entry.place)
+            filled[entry.name] = Setting(value=entry.words[0], origin=origin)
+    return filled
+
+
+def _exported(conf: ConfVariables, environment: Mapping[str, str]) -> dict[str, Setting]:
+    ours = KNOBS.keys() | {"WORKSPACE", "SHLVL", "PWD", "OLDPWD"}
+    return {
+        name: setting
+        for name, setting in conf.settings.items()
+        if name in conf.exported
+        and name not in ours
+        and setting.origin.layer != "environment"
+        and not knob_table.is_secret(name)
+        and environment.get(name) != setting.value
+    }
+
+
+def _flags(
+    trailing: tuple[command_line.Flag, ...], knobs: Mapping[str, Setting]
+) -> tuple[tuple[command_line.Flag, Origin], ...]:
+    more = knobs.get("TRAINING_PARAMS")
+    from_environment: tuple[command_line.Flag, ...] = ()
+    if more is not None:
+        place = f"TRAINING_PARAMS, {more.origin.place}"
+        try:
+            from_environment = command_line.parse(shlex.split(more.value), place=place)
+        except ValueError as error:
+            raise ConfigError(f"TRAINING_PARAMS ({more.origin.place}): {error}: {more.value!r}") from error
+    said = [(flag, replace(more.origin, place="TRAINING_PARAMS")) for flag in from_environment if more]
+    return (*said, *((flag, FLAG) for flag in trailing))
+
+
+def _shown(path: Path, project: Path) -> str:
+    return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)

@@ -1,0 +1,223 @@
+"""The guide's upper-case knobs, as data: what each accepts and which Megatron flag says the same thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moe_bench.config.nearest import nearest
+from moe_bench.config.run import Setting
+from moe_bench.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knob:
+    """One upper-case name of the interface."""
+
+    name: str
+    kind: str
+    """count (1, 2, ...), count_or_false, choice, switch (0 or 1), duration (HH:MM:SS), or text."""
+    about: str
+    flag: str | None = None
+    """The Megatron flag with the same meaning: a trailing one sets the knob, the knob sets it where the YAML does not."""
+    choices: tuple[str, ...] = ()
+    default: str | None = None
+
+
+def _counts(*rows: tuple[str, str | None, str]) -> tuple[Knob, ...]:
+    return tuple(Knob(name=name, kind="count", flag=flag, about=about) for name, flag, about in rows)
+
+
+def _texts(*rows: tuple[str, str]) -> tuple[Knob, ...]:
+    return tuple(Knob(name=name, kind="text", about=about) for name, about in rows)
+
+
+_LAYOUT = (
+    *_counts(
+        ("TP", "--tensor-model-parallel-size", "tensor parallel size"),
+        ("PP", "--pipeline-model-parallel-size", "pipeline parallel size"),
+        ("EP", "--expert-model-parallel-size", "expert parallel size"),
+        ("CP", "--context-parallel-size", "context parallel size"),
+        ("ETP", "--expert-tensor-parallel-size", "tensor parallel size of the experts"),
+        ("VPP", None, "virtual pipeline stages of a rank"),
+    ),
+    Knob(name="PP_FIRST", kind="count_or_false", about="decoder layers of the first pipeline stage"),
+    Knob(name="PP_LAST", kind="count_or_false", about="decoder layers of the last pipeline stage"),
+    Knob(
+        name="LAYERS_PER_VP", kind="count_or_false", about="decoder layers of a virtual pipeline stage"
+    ),
+)
+_BATCH = _counts(
+    ("MBS", "--micro-batch-size", "samples of a micro-batch"),
+    ("GBS", "--global-batch-size", "samples of a step"),
+    ("NUM_LAYERS", "--num-layers", "decoder layers"),
+    ("SEQ_LEN", "--seq-length", "tokens of a sample"),
+    ("TRAIN_ITERS", "--train-iters", "steps to train"),
+    ("NNODES", None, "nodes"),
+    ("GPUS_PER_NODE", None, "ranks of a node"),
+    ("SEGMENT", None, "nodes of an NVLink segment (Slurm)"),
+    ("MASTER_PORT", None, "port of the rendezvous"),
+)
+_CHOICES = (
+    Knob(
+        name="PR",
+        kind="choice",
+        about="precision",
+        choices=("bf16", "fp8", "mxfp8", "fp32"),
+        default="bf16",
+    ),
+    Knob(
+        name="MOE_TOKEN_DISPATCHER",
+        kind="choice",
+        about="how tokens travel to their experts",
+        flag="--moe-token-dispatcher-type",
+        choices=("alltoall", "allgather", "flex", "deepep", "hybridep"),
+    ),
+    Knob(
+        name="DISPATCHER",
+        kind="choice",
+        about="newer spelling of MOE_TOKEN_DISPATCHER",
+        choices=("alltoall", "allgather", "deepep", "hybridep"),
+    ),
+    Knob(
+        name="MOE_GROUPED_GEMM",
+        kind="choice",
+        about="all experts of a rank in one grouped GEMM",
+        flag="--moe-grouped-gemm",
+        choices=("true", "false"),
+    ),
+    Knob(
+        name="PROFILE",
+        kind="choice",
+        about="0 off; 1 or nsys: Nsight Systems; torch; memory",
+        choices=("0", "1", "nsys", "torch", "memory"),
+        default="0",
+    ),
+    Knob(name="PRETRAIN", kind="switch", about="1 from scratch, 0 from LOAD_PATH", default="1"),
+    Knob(name="OPTIMIZER_OFFLOAD", kind="switch", about="optimizer states on the host", default="0"),
+    Knob(name="A2A_OVERLAP", kind="switch", about="overlap expert all-to-all, 1F1B", default="0"),
+    Knob(name="GB200_CLUSTER", kind="switch", about="4 GPUs a node, NVL72 domains", default="0"),
+    Knob(
+        name="REHEARSE",
+        kind="switch",
+        about="1: a shrunken stand-in of the model, on this machine",
+        default="0",
+    ),
+    Knob(name="DRY_RUN", kind="switch", about="1: print what would run, start nothing", default="0"),
+    Knob(name="RUN_TIME", kind="duration", about="time limit of the job"),
+    Knob(
+        name="MOE_BENCH_DEVICE",
+        kind="choice",
+        about="overrides what the machine is found to have",
+        choices=("cpu", "cuda"),
+    ),
+)
+_TEXTS = _texts(
+    ("MODEL", "name of a file in model_configs/benchmarking"),
+    ("CLUSTER", "name of a file in cluster_configs/benchmarking"),
+    ("MCORE_RELEASE_VERSION", "Megatron-Core release the flags are checked against"),
+    ("MEGATRON_PATH", "a Megatron-LM checkout whose pretrain_gpt.py runs; unset: the installed one"),
+    ("TRAINING_SCRIPT_PATH", "training script; set by common.conf from MEGATRON_PATH"),
+    ("TRAINING_PARAMS_PATH", "model YAML; default model_configs/benchmarking/$MODEL.yaml"),
+    ("TRAINING_PARAMS", "more Megatron flags, of the environment's rank"),
+    ("CONTAINER_IMAGE", "container image, a path or an address"),
+    ("CONTAINER_MOUNTS", "container mounts, host:container,..."),
+    ("COMMENT", "appended to the W&B experiment's name"),
+    ("WANDB_PROJECT", "W&B project"),
+    ("WANDB_MODE", "online, offline or disabled"),
+    ("DATASET", "key of the cluster file's DATA_PATHS"),
+    ("OUTPUT_PATH", "runs are written under it; default: runs"),
+    ("DATA_PATH", "tokenized data; unset: the demo corpus"),
+    ("TOKENIZER_MODEL", "tokenizer"),
+    ("LOAD_PATH", "checkpoint to start from"),
+    ("ACCOUNT", "Slurm account"),
+    ("PARTITION", "Slurm partition"),
+    ("RUN_NAME", "part of the Slurm job's name"),
+    ("MASTER_ADDR", "host of the rendezvous"),
+    ("BINDPCIE_PATH", "a program put before python, for CPU affinity"),
+    ("RUN_ID", "name of the run; default: model, time and a random tail"),
+)
+
+KNOBS: Mapping[str, Knob] = {
+    knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_CHOICES, *_TEXTS)
+}
+"""Every knob by name."""
+
+BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
+"""Megatron flag -> the knob with the same meaning."""
+
+SECRETS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)\Z")
+"""Variables whose names end so are never written or shown."""
+
+
+def is_secret(name: str) -> bool:
+    """True for WANDB_API_KEY, HF_TOKEN and the like; TOKENIZER_MODEL is none."""
+    return bool(SECRETS.search(name.upper()))
+
+
+def says(name: str, setting: Setting) -> str:
+    """`TP=2 (environment)`: how every message names a knob."""
+    return f"{name}={setting.value} ({setting.origin.place})"
+
+
+def check(name: str, setting: Setting) -> None:
+    """Raises ConfigError when the value is none the knob accepts."""
+    _CHECKS[KNOBS[name].kind](KNOBS[name], setting)
+
+
+def as_count(name: str, setting: Setting) -> int:
+    """The whole number >= 1 that the knob must hold; raises ConfigError otherwise."""
+    text = setting.value
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ConfigError(f"{says(name, setting)} is not a whole number; use 1, 2, 3, ...")
+    if int(text) < 1:
+        raise ConfigError(f"{says(name, setting)} must be at least 1")
+    return int(text)
+
+
+def _check_count(knob: Knob, setting: Setting) -> None:
+    as_count(knob.name, setting)
+
+
+def _check_count_or_false(knob: Knob, setting: Setting) -> None:
+    if setting.value not in ("false", ""):
+        as_count(knob.name, setting)
+
+
+def _check_choice(knob: Knob, setting: Setting) -> None:
+    if setting.value in knob.choices:
+        return
+    guess = nearest(setting.value, knob.choices)
+    hint = f"; did you mean {guess[0]}?" if guess else ""
+    raise ConfigError(
+        f"{says(knob.name, setting)} is not one of {', '.join(knob.choices)}{hint}"
+    )
+
+
+def _check_switch(knob: Knob, setting: Setting) -> None:
+    if setting.value not in ("0", "1"):
+        raise ConfigError(f"{says(knob.name, setting)} must be 0 or 1")
+
+
+_DURATION = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+
+
+def _check_duration(knob: Knob, setting: Setting) -> None:
+    if not _DURATION.fullmatch(setting.value):
+        raise ConfigError(f"{says(knob.name, setting)} is not a time limit; write HH:MM:SS")
+
+
+def _check_text(knob: Knob, setting: Setting) -> None:
+    if "\0" in setting.value:
+        raise ConfigError(f"{knob.name} ({setting.origin.place}) holds a NUL byte")
+
+
+_CHECKS = {
+    "count": _check_count,
+    "count_or_false": _check_count_or_false,
+    "choice": _check_choice,
+    "switch": _check_switch,
+    "duration": _check_duration,
+    "text": _check_text,
+}

@@ -1,0 +1,42 @@
+"""What this machine has, found without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_NVIDIA_DEVICE = re.compile(r"nvidia\d+\Z")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a local launch can use."""
+
+    device: str
+    """cpu or cuda."""
+    gpus: int
+    """CUDA devices this process may use; 0 on a CPU."""
+    cores: int
+    """CPU cores this process may use."""
+
+
+def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Machine:
+    """Counts /dev/nvidiaN, less what CUDA_VISIBLE_DEVICES hides; MOE_BENCH_DEVICE=cpu|cuda overrides."""
+    gpus = _gpus(environment, devices)
+    device = environment.get("MOE_BENCH_DEVICE") or ("cuda" if gpus else "cpu")
+    return Machine(
+        device=device, gpus=max(gpus, 1) if device == "cuda" else 0, cores=len(os.sched_getaffinity(0))
+    )
+
+
+def _gpus(environment: Mapping[str, str], devices: Path) -> int:
+    found = sum(1 for path in devices.glob("nvidia*") if _NVIDIA_DEVICE.match(path.name))
+    if found == 0 and (devices / "dxg").exists():  # Windows' Linux subsystem: one paravirtual device
+        found = 1
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    return min(found, len([one for one in visible.split(",") if one.strip() not in ("", "-1")]))
