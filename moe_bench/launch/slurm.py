@@ -1,0 +1,413 @@
+"""Slurm: one sbatch script, rendered from the run alone, submitted as the very same bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_bench.arguments.emit import argv
+from moe_bench.config.run import ResolvedRun
+from moe_bench.errors import LaunchError
+from moe_bench.launch.launcher import JobHandle, LaunchPlan
+
+REQUEUE_EXIT_CODE = 75
+"""What a rank exits with when it saved a checkpoint on a signal and steps are left (EX_TEMPFAIL of sysexits.h)."""
+
+SUBMIT_TIMEOUT_S = 60
+_TEMPLATE = "slurm.sh.j2"
+_JOB_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
+_TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}\Z")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,@:+/-]*\Z")
+
+OPTIONAL_DIRECTIVES = (
+    ("QOS", "--qos"),
+    ("RESERVATION", "--reservation"),
+    ("CONSTRAINT", "--constraint"),
+    ("EXCLUDE", "--exclude"),
+    ("NODELIST", "--nodelist"),
+    ("DEPENDENCY", "--dependency"),
+    ("SEGMENT", "--segment"),
+)
+"""Knobs that become an sbatch option when they are set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlurmLauncher:
+    """Renders and submits batch jobs."""
+
+    workspace: Path
+    """The project's folder, seen under the same path by the compute nodes."""
+    python: str
+    """Interpreter for ranks on bare metal; within a container `python` is used."""
+
+    def render(self, run: ResolvedRun) -> LaunchPlan:
+        """The sbatch script. Raises LaunchError for a value that Slurm or the container runtime could not take."""
+        return LaunchPlan(
+            launcher="slurm",
+            filename="launch.sh",
+            script=_fill_template(self._template_values(run)),
+            environment={},
+        )
+
+    def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
+        """Write the script into the run's directory and hand that file to sbatch. Raises LaunchError with sbatch's words."""
+        script = run.run_dir / plan.filename
+        done = _sbatch(["--parsable", str(script)])
+        if done.returncode != 0:
+            raise LaunchError(_refusal(done, script))
+        return JobHandle(launcher="slurm", job_id=done.stdout.strip().split(";")[0])
+
+    def _template_values(self, run: ResolvedRun) -> dict[str, object]:
+        container = _container(run, self.workspace)
+        return {
+            "model": run.model,
+            "rehearsal": run.rehearsal,
+            "run_id": run.run_id,
+            "run_dir": shlex.quote(str(run.run_dir)),
+            "directives": _directives(run),
+            "environment": [
+                (name, shlex.quote(value)) for name, value in self._environment(run, container)
+            ],
+            "srun_options": [*_srun_options(run, container), *container.srun_options],
+            "command": self._command(run, container),
+            "requeue_code": REQUEUE_EXIT_CODE,
+            "max_requeues": _positive(run, "MAX_REQUEUES", default=10),
+        }
+
+    def _environment(self, run: ResolvedRun, container: Container) -> Iterable[tuple[str, str]]:
+        yield from ((name, setting.value) for name, setting in run.env.items())
+        yield "PYTHONPATH", str(self.workspace)
+        yield from container.environment
+        for name in ("MEGATRON_PATH", "NVLINK_DOMAIN_SIZE"):
+            if value := _knob(run, name):
+                yield name, value
+
+    def _command(self, run: ResolvedRun, container: Container) -> str:
+        python = "python" if container.runtime != "none" else self.python
+        words = [*container.prefix, *_profiler(run), python, "-m", "moe_bench.runtime.pretrain"]
+        return " \\\n    ".join([shlex.join(words), *_flag_lines(argv(run))])
+
+
+# Containers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Container:
+    """How the ranks get into the image."""
+
+    runtime: str
+    """pyxis, apptainer, docker or none."""
+    srun_options: tuple[str, ...] = ()
+    """Shell-quoted options for srun."""
+    prefix: tuple[str, ...] = ()
+    """Words before the rank's own command."""
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+RUNTIMES = ("pyxis", "apptainer", "docker", "none")
+
+
+def _container(run: ResolvedRun, workspace: Path) -> Container:
+    image = _knob(run, "CONTAINER_IMAGE")
+    runtime = _knob(run, "CONTAINER_RUNTIME") or ("pyxis" if image else "none")
+    if runtime not in RUNTIMES:
+        raise LaunchError(
+            f"CONTAINER_RUNTIME={runtime} ({_place(run, 'CONTAINER_RUNTIME')}) is not known; use one of {', '.join(RUNTIMES)}"
+        )
+    if runtime == "none":
+        return Container(runtime="none")
+    if not image:
+        raise LaunchError(
+            f"CONTAINER_RUNTIME={runtime} ({_place(run, 'CONTAINER_RUNTIME')}) needs CONTAINER_IMAGE; "
+            "set it to a .sqsh file or an image address, or set CONTAINER_RUNTIME=none"
+        )
+    mounts = _mounts(run, workspace)
+    workdir = _knob(run, "MEGATRON_PATH") or str(workspace)
+    return {"pyxis": _pyxis, "apptainer": _apptainer, "docker": _docker}[runtime](
+        run, image, mounts, workdir
+    )
+
+
+def _pyxis(run: ResolvedRun, image: str, mounts: tuple[str, ...], workdir: str) -> Container:
+    _check_pyxis_image(image, _place(run, "CONTAINER_IMAGE"))
+    options = (
+        "--no-container-mount-home",
+        f"--container-image={shlex.quote(image)}",
+        f"--container-mounts={shlex.quote(','.join(mounts))}",
+        f"--container-workdir={shlex.quote(workdir)}",
+    )
+    return Container(runtime="pyxis", srun_options=options)
+
+
+def _apptainer(run: ResolvedRun, image: str, mounts: tuple[str, ...], workdir: str) -> Container:  # noqa: ARG001 - one signature
+    binds = [word for mount in mounts for word in ("--bind", mount)]
+    prefix = ("apptainer", "exec", "--nv", *binds, "--pwd", workdir, image)
+    return Container(runtime="apptainer", prefix=prefix)
+
+
+def _docker(run: ResolvedRun, image: str, mounts: tuple[str, ...], workdir: str) -> Container:
+    if (nodes := _positive(run, "NNODES", default=1)) != 1:
+        raise LaunchError(
+            f"CONTAINER_RUNTIME=docker runs on one node only, and NNODES={nodes} ({_place(run, 'NNODES')}); "
+            "use pyxis or apptainer on several nodes"
+        )
+    passed = sorted(
+        {*run.env, "MOE_BENCH_RUN_DIR", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "MEGATRON_PATH"}
+    )
+    slurm = (
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+        "SLURM_LOCALID",
+        "SLURM_JOB_ID",
+        "SLURM_NODEID",
+        "WANDB_API_KEY",
+    )
+    names = [word for name in (*passed, *slurm) for word in ("--env", name)]
+    volumes = [word for mount in mounts for word in ("--volume", mount)]
+    prefix = (
+        *("docker", "run", "--rm", "--gpus", "all", "--network", "host", "--ipc", "host"),
+        *("--ulimit", "memlock=-1", *names, *volumes, "--workdir", workdir, image),
+    )
+    return Container(runtime="docker", prefix=prefix)
+
+
+def _check_pyxis_image(image: str, place: str) -> None:
+    """Refuse what enroot would only refuse on the node: a file that is not an image, a port in a registry address."""
+    if image.startswith(("/", "./")):
+        if not image.endswith((".sqsh", ".squashfs")):
+            raise LaunchError(
+                f"CONTAINER_IMAGE={image} ({place}) is a file but not a .sqsh image; "
+                "import one with: enroot import -o IMAGE.sqsh docker://[USER@][REGISTRY#]IMAGE[:TAG]"
+            )
+        return
+    host, _, rest = image.removeprefix("docker://").partition("/")
+    if re.search(r":\d+\Z", host) and rest:
+        raise LaunchError(
+            f"CONTAINER_IMAGE={image} ({place}) has a port in the registry's address, which enroot reads as a tag; "
+            f"leave it out: {host.rsplit(':', 1)[0]}#{rest}"
+        )
+
+
+def _mounts(run: ResolvedRun, workspace: Path) -> tuple[str, ...]:
+    """The user's mounts, then the project's folder, the run's and MEGATRON_PATH unless a user's mount covers them."""
+    given = [mount for mount in _knob(run, "CONTAINER_MOUNTS").split(",") if mount]
+    for mount in given:
+        source, _, target = mount.partition(":")
+        if not source.startswith("/") or (target and not target.startswith("/")):
+            raise LaunchError(
+                f"CONTAINER_MOUNTS holds {mount!r} ({_place(run, 'CONTAINER_MOUNTS')}), which is not SRC[:DST[:FLAGS]] with absolute paths"
+            )
+    own = [str(workspace), str(run.run_dir)]
+    if megatron := _knob(run, "MEGATRON_PATH"):
+        own.append(megatron)
+    targets = [(mount.split(":") * 2)[1] for mount in given]
+    for path in own:
+        if not any(Path(path).is_relative_to(target) for target in targets):
+            if bad := set(path) & set(",:"):
+                raise LaunchError(
+                    f"{path!r} holds {''.join(sorted(bad))!r} and cannot be mounted; move it to a path without it"
+                )
+            given.append(f"{path}:{path}")
+            targets.append(path)
+    return tuple(given)
+
+
+# The script's parts
+
+
+def _directives(run: ResolvedRun) -> list[str]:
+    lines = [
+        f"--nodes={_positive(run, 'NNODES', default=1)}",
+        f"--ntasks-per-node={_positive(run, 'GPUS_PER_NODE', default=8)}",
+        f"--time={_time(run)}",
+        f"--job-name={job_name(run)}",
+        f"--output={_directive_path(run.run_dir / 'logs' / 'slurm-%j.log')}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{_positive(run, 'SIGNAL_BEFORE_S', default=120)}",
+    ]
+    lines += [
+        f"--{name.lower()}={_word(run, name)}"
+        for name in ("ACCOUNT", "PARTITION")
+        if _knob(run, name)
+    ]
+    lines += [
+        f"{option}={_word(run, name)}" for name, option in OPTIONAL_DIRECTIVES if _knob(run, name)
+    ]
+    if _knob(run, "EXCLUSIVE") != "0":
+        lines.append("--exclusive")
+    return lines
+
+
+def job_name(run: ResolvedRun) -> str:
+    """The guide's ACCOUNT-moe-RUN_NAME, in characters that no shell and no Slurm tool reads as anything else."""
+    parts = [_knob(run, "ACCOUNT"), "moe", _knob(run, "RUN_NAME") or run.model]
+    return _JOB_NAME.sub("_", "-".join(part for part in parts if part))[:120]
+
+
+def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
+    mpi = (
+        _word(run, "SRUN_MPI")
+        if _knob(run, "SRUN_MPI")
+        else ("pmix" if container.runtime == "pyxis" else "none")
+    )
+    log = _directive_path(run.run_dir / "logs" / "rank-%t.log")
+    return [
+        "--kill-on-bad-exit=1",
+        f"--mpi={mpi}",
+        "--cpu-bind=none",
+        "--open-mode=append",
+        f"--output={shlex.quote(log)}",
+    ]
+
+
+def _flag_lines(words: list[str]) -> list[str]:
+    """One flag with its values a line, each word quoted for bash."""
+    lines: list[str] = []
+    for word in words:
+        if word.startswith("--") or not lines:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return lines
+
+
+def _profiler(run: ResolvedRun) -> tuple[str, ...]:
+    if _knob(run, "PROFILE") not in {"1", "nsys"}:
+        return ()
+    output = run.run_dir / "profiles" / "nsys-rank-%q{SLURM_PROCID}"
+    return (
+        *("nsys", "profile", "--sample=none", "--cpuctxsw=none", "--trace=cuda,nvtx"),
+        *("--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--cuda-graph-trace=node"),
+        *("--force-overwrite=true", f"--output={output}"),
+    )
+
+
+def _fill_template(values: dict[str, object]) -> str:
+    import jinja2  # noqa: PLC0415 - 50 ms that only a rendering pays
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(_TEMPLATE).render(values)
+
+
+# Values
+
+
+def _knob(run: ResolvedRun, name: str) -> str:
+    """The knob's value, "" when it is unset."""
+    setting = run.knobs.get(name)
+    return setting.value if setting else ""
+
+
+def _place(run: ResolvedRun, name: str) -> str:
+    setting = run.knobs.get(name)
+    return setting.origin.place if setting else "not set"
+
+
+def _word(run: ResolvedRun, name: str) -> str:
+    value = _knob(run, name)
+    if not _WORD.match(value):
+        raise LaunchError(
+            f"{name}={value!r} ({_place(run, name)}) cannot stand in an #SBATCH line; "
+            "use letters, digits and . _ , @ : + / - only"
+        )
+    return value
+
+
+def _positive(run: ResolvedRun, name: str, *, default: int) -> int:
+    value = _knob(run, name) or str(default)
+    if not re.fullmatch(r"[1-9]\d{0,8}", value):
+        raise LaunchError(f"{name}={value} ({_place(run, name)}) is not a positive whole number")
+    return int(value)
+
+
+def _time(run: ResolvedRun) -> str:
+    value = _knob(run, "RUN_TIME") or "00:20:00"
+    if not _TIME.match(value):
+        raise LaunchError(
+            f"RUN_TIME={value!r} ({_place(run, 'RUN_TIME')}) is not Slurm's [DAYS-]HH:MM:SS; write 00:20:00 for 20 minutes"
+        )
+    return value
+
+
+def _directive_path(path: Path) -> str:
+    text = str(path)
+    if re.search(r"[\s\"'\\#]", text):
+        raise LaunchError(
+            f"the run's directory {text!r} holds a blank, quote or # that an #SBATCH line cannot carry; set OUTPUT_PATH to a plain path"
+        )
+    return text
+
+
+# sbatch
+
+
+def _sbatch(options: list[str]) -> subprocess.CompletedProcess[str]:
+    if shutil.which("sbatch") is None:
+        raise LaunchError(
+            "sbatch is not on PATH: this is not a Slurm login node; run on this machine with ./interactive_benchmarking.sh, "
+            "or look at what would be submitted with DRY_RUN=1"
+        )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")
+    }
+    try:
+        return subprocess.run(
+            ["sbatch", *options],
+            check=False, capture_output=True, text=True, timeout=SUBMIT_TIMEOUT_S, env=environment,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise LaunchError(
+            f"sbatch did not answer within {SUBMIT_TIMEOUT_S} s; the controller may be down (scontrol ping), and the job may or may not be queued: look with squeue"
+        ) from None
+
+
+_ADVICE = (
+    (
+        "unrecognized option '--segment'",
+        "this Slurm is older than 24.05 and knows no --segment; unset SEGMENT",
+    ),
+    (
+        "unrecognized option '--container",
+        "this Slurm has no pyxis; set CONTAINER_RUNTIME=apptainer, or none with a bare-metal Python",
+    ),
+    (
+        "Invalid account",
+        "the account is not one of yours: see `sacctmgr show assoc user=$USER`; set ACCOUNT",
+    ),
+    ("invalid partition", "see `sinfo -s` for the partitions; set PARTITION"),
+    (
+        "node configuration is not available",
+        "no node of the partition has what was asked; compare NNODES and GPUS_PER_NODE with `sinfo`",
+    ),
+    ("QOSMaxSubmitJobPerUserLimit", "the queue is full for you: wait for a job of yours to end"),
+    (
+        "Unable to contact slurm controller",
+        "the controller is down or unreachable: `scontrol ping`",
+    ),
+)
+
+
+def _refusal(done: subprocess.CompletedProcess[str], script: Path) -> str:
+    said = (
+        " ".join(line.strip() for line in done.stderr.strip().splitlines())
+        or f"exit code {done.returncode}"
+    )
+    advice = next(
+        (way_out for sign, way_out in _ADVICE if sign.lower() in said.lower()),
+        "nothing was submitted",
+    )
+    return f"sbatch refused {script}: {said}; {advice}"
