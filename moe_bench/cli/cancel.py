@@ -1,0 +1,39 @@
+"""`python -m moe_bench cancel RUN`: stop a run, wherever it was submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moe_bench.errors import LaunchError
+from moe_bench.launch import queue
+from moe_bench.launch.job import submissions
+from moe_bench.results.manifest import locate_run
+
+
+@click.command(short_help="Stop a submitted run.")
+@click.argument("run")
+@click.option(
+    "--runs", "base", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+)
+def command(run: str, base: Path) -> None:
+    """Cancel RUN (its directory, its id, part of the id, or `latest`)."""
+    run_dir = locate_run(run, base=base)
+    submitted = submissions(run_dir)
+    if not submitted:
+        raise LaunchError(
+            f"{run_dir} was never submitted; a local run is stopped with Ctrl-C in its terminal"
+        )
+    last = submitted[-1]
+    if last.launcher != "slurm":
+        raise LaunchError(
+            f"{run_dir} was submitted to {last.launcher} as {last.job_id}; "
+            f"{'use: kubectl delete -f ' + str(run_dir / last.script) if last.launcher == 'kubernetes' else 'stop it there'}"
+        )
+    entry = queue.query([last.job_id]).get(last.job_id)
+    if entry is not None and entry.ended:
+        click.echo(f"job {last.job_id} is over already: {entry.state}")
+        return
+    queue.cancel(last.job_id)
+    click.echo(f"job {last.job_id} cancelled")

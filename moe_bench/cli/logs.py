@@ -1,0 +1,57 @@
+"""`python -m moe_bench logs RUN`: what the ranks said, and what their failure means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from moe_bench.errors import RecordError
+from moe_bench.results.manifest import locate_run
+from moe_bench.results.triage import diagnose
+
+_RANK = re.compile(r"rank-(\d+)\.log\Z")
+
+
+@click.command(short_help="Show what a run's ranks said.")
+@click.argument("run")
+@click.option(
+    "--rank", type=int, help="Only this rank; otherwise the job's log and the last rank's."
+)
+@click.option("--lines", default=40, show_default=True, help="Last lines of each file; 0 for all.")
+@click.option(
+    "--runs", "base", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+)
+def command(run: str, rank: int | None, lines: int, base: Path) -> None:
+    """Show the logs of RUN (its directory, its id, part of the id, or `latest`)."""
+    run_dir = locate_run(run, base=base)
+    chosen = _chosen(run_dir / "logs", rank)
+    everything: list[str] = []
+    for path in chosen:
+        text = path.read_text(errors="replace").splitlines()
+        everything += text
+        click.echo(f"==> {path} <==")
+        click.echo("\n".join(text[-lines:] if lines else text))
+    if found := diagnose(everything):
+        click.echo(f"\n{found.name}: {found.line}\n  {found.what_to_do}")
+
+
+def _chosen(folder: Path, rank: int | None) -> list[Path]:
+    logs = sorted(folder.glob("*.log"))
+    ranks = {int(match[1]): path for path in logs if (match := _RANK.search(path.name))}
+    if rank is None:
+        chosen = [path for path in logs if path not in ranks.values()]
+        if ranks:
+            chosen.append(ranks[max(ranks)])
+    else:
+        chosen = [ranks[rank]] if rank in ranks else []
+    if not chosen:
+        wanted = f"rank {rank}" if rank is not None else "the run"
+        known = (
+            f"; there are ranks {min(ranks)} to {max(ranks)}"
+            if ranks
+            else "; nothing was written yet"
+        )
+        raise RecordError(f"{folder}: no log of {wanted}{known}")
+    return chosen

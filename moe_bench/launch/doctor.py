@@ -1,0 +1,340 @@
+"""What is here to run on: versions, GPUs, Slurm, containers, paths, space. Looks without importing torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe_bench.units import GIB, format_bytes
+
+Level = Literal["ok", "note", "problem"]
+
+COMMAND_TIMEOUT_S = 10
+LOW_DISK_BYTES = 20 * GIB
+MAX_CLOCK_SKEW_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    level: Level
+    """problem: a run will fail or be wrong; note: worth knowing; ok."""
+    subject: str
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadPair:
+    """Two versions that do not work together."""
+
+    package: str
+    matches: Callable[[tuple[int, ...]], bool]
+    other: str
+    other_matches: Callable[[tuple[int, ...]], bool]
+    reason: str
+    fix: str
+
+
+BAD_PAIRS = (
+    BadPair(
+        "nvidia-resiliency-ext",
+        lambda v: v < (0, 6),
+        "megatron-core",
+        lambda v: v >= (0, 19),
+        "`import megatron.core` fails with it",
+        "install nvidia-resiliency-ext>=0.6, or remove it",
+    ),
+    BadPair(
+        "megatron-core",
+        lambda v: v >= (0, 19),
+        "python",
+        lambda v: v < (3, 12),
+        "megatron-core 0.19 needs Python 3.12",
+        "use Python 3.12",
+    ),
+    BadPair(
+        "transformer-engine",
+        lambda v: v < (2, 1),
+        "megatron-core",
+        lambda v: v >= (0, 11),
+        "--moe-permute-fusion needs Transformer Engine 2.1",
+        "install transformer-engine>=2.1, or take --moe-permute-fusion out of the model file",
+    ),
+    BadPair(
+        "transformer-engine",
+        lambda v: v < (1, 7),
+        "megatron-core",
+        lambda v: v >= (0, 11),
+        "PR=fp8 computes only the attention in fp8",
+        "install transformer-engine>=1.7",
+    ),
+    BadPair(
+        "wandb",
+        lambda v: v < (0, 15),
+        "python",
+        lambda v: v >= (3, 12),
+        "wandb before 0.15 does not import on Python 3.12",
+        "install wandb>=0.21",
+    ),
+)
+
+PACKAGES = (
+    ("torch", True),
+    ("megatron-core", True),
+    ("transformer-engine", False),
+    ("apex", False),
+    ("deep-ep", False),
+    ("nvidia-nccl-cu13", False),
+    ("nvidia-nccl-cu12", False),
+    ("nvidia-resiliency-ext", False),
+    ("nvidia-ml-py", False),
+    ("wandb", False),
+    ("transformers", False),
+)
+"""Distribution and whether training needs it."""
+
+
+def examine(
+    environment: Mapping[str, str], *, paths: Mapping[str, str], output: Path
+) -> Iterator[Finding]:
+    """Every finding, as it is found. `paths`: knobs of the cluster file that name paths. `output`: where runs go."""
+    versions = installed_versions()
+    yield from _packages(versions)
+    yield from _bad_pairs(versions)
+    yield from _gpus()
+    yield from _slurm(environment)
+    yield from _containers(environment)
+    yield from _paths(paths)
+    yield from _space(output)
+    yield from _wandb(environment, versions)
+    yield from _clocks(environment)
+
+
+def installed_versions() -> dict[str, str]:
+    """Distribution -> version of what this interpreter could import, Python itself included."""
+    versions = {"python": platform.python_version()}
+    for name, _ in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: "2.11.0+cu130" -> (2, 11, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _packages(versions: Mapping[str, str]) -> Iterator[Finding]:
+    yield Finding(level="ok", subject="python", found=f"{versions['python']} ({sys.executable})")
+    for name, needed in PACKAGES:
+        if name in versions:
+            yield Finding(level="ok", subject=name, found=versions[name])
+        elif needed:
+            yield Finding(
+                level="problem",
+                subject=name,
+                found="not installed",
+                fix="`bash ./interactive_benchmarking.sh` sets up .venv, or run within a container that has it",
+            )
+    if not any(name.startswith("nvidia-nccl") for name in versions):
+        yield Finding(level="note", subject="NCCL", found="no wheel; a container may bring its own")
+
+
+def _bad_pairs(versions: Mapping[str, str]) -> Iterator[Finding]:
+    for pair in BAD_PAIRS:
+        mine, other = versions.get(pair.package), versions.get(pair.other)
+        if mine is None or other is None:
+            continue
+        if pair.matches(version_tuple(mine)) and pair.other_matches(version_tuple(other)):
+            yield Finding(
+                level="problem",
+                subject=f"{pair.package} {mine} with {pair.other} {other}",
+                found=pair.reason,
+                fix=pair.fix,
+            )
+
+
+def _gpus() -> Iterator[Finding]:
+    try:
+        import pynvml  # noqa: PLC0415 - optional, and only this looks at GPUs
+    except ImportError:
+        yield Finding(
+            level="note",
+            subject="GPUs",
+            found="nvidia-ml-py is not installed",
+            fix="pip install nvidia-ml-py",
+        )
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        yield Finding(
+            level="note",
+            subject="GPUs",
+            found=f"none ({error}); training runs on the CPU over gloo",
+        )
+        return
+    yield Finding(level="ok", subject="driver", found=_text(pynvml.nvmlSystemGetDriverVersion()))
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        busy = memory.used > GIB
+        yield Finding(
+            level="note" if busy else "ok",
+            subject=f"GPU {index}",
+            found=f"{_text(pynvml.nvmlDeviceGetName(handle))}, {format_bytes(memory.used)} of {format_bytes(memory.total)} used",
+            fix="another process holds memory on it: see nvidia-smi" if busy else "",
+        )
+    pynvml.nvmlShutdown()
+
+
+def _slurm(environment: Mapping[str, str]) -> Iterator[Finding]:
+    if shutil.which("sbatch") is None:
+        yield Finding(level="note", subject="Slurm", found="no sbatch on PATH; only local runs")
+        return
+    version = _said(["sbatch", "--version"])
+    answer = _said(["scontrol", "ping"])
+    if answer is None or "UP" not in answer:
+        yield Finding(
+            level="problem",
+            subject="Slurm",
+            found=f"{version or 'sbatch'}: the controller does not answer",
+            fix="scontrol ping; check SLURM_CONF and munge",
+        )
+        return
+    yield Finding(level="ok", subject="Slurm", found=f"{version}, controller up")
+    if (job := environment.get("SLURM_JOB_ID")) is not None:
+        yield Finding(level="note", subject="allocation", found=f"within job {job}")
+    accounting = _said(["sacct", "-n", "-X", "-S", "now-1minutes"], combine=True)
+    if "disabled" in (accounting or ""):
+        without = "off; `status` reads squeue and the run's own files"
+        yield Finding(level="note", subject="accounting", found=without)
+
+
+def _containers(environment: Mapping[str, str]) -> Iterator[Finding]:
+    found = [
+        name
+        for name in ("enroot", "apptainer", "singularity", "docker", "podman")
+        if shutil.which(name)
+    ]
+    if shutil.which("srun") and "--container-image" in (_said(["srun", "--help"]) or ""):
+        found.insert(0, "pyxis")
+    image = environment.get("CONTAINER_IMAGE", "")
+    if image.startswith("/") and not Path(image).exists():
+        yield Finding(
+            level="problem",
+            subject=f"CONTAINER_IMAGE={image}",
+            found="no such file",
+            fix="enroot import -o IMAGE.sqsh docker://[USER@][REGISTRY#]IMAGE[:TAG]",
+        )
+    yield Finding(
+        level="ok" if found else "note",
+        subject="containers",
+        found=", ".join(found) or "no container runtime; bare metal only",
+    )
+
+
+def _paths(paths: Mapping[str, str]) -> Iterator[Finding]:
+    for name, path in paths.items():
+        if _exists(path):
+            yield Finding(level="ok", subject=name, found=path)
+        else:
+            yield Finding(
+                level="problem",
+                subject=name,
+                found=f"{path} does not exist here",
+                fix="correct it in the cluster file; on a login node a compute node's local path may be meant",
+            )
+
+
+def _exists(path: str) -> bool:
+    # A dataset prefix names PREFIX.bin and PREFIX.idx; a blend is "weight prefix weight prefix".
+    last = path.split()[-1] if path.split() else path
+    return Path(last).exists() or Path(f"{last}.idx").exists()
+
+
+def _space(output: Path) -> Iterator[Finding]:
+    existing = next(place for place in (output, *output.parents) if place.exists())
+    usage = shutil.disk_usage(existing)
+    low = usage.free < LOW_DISK_BYTES
+    yield Finding(
+        level="note" if low else "ok",
+        subject=f"space at {existing}",
+        found=f"{format_bytes(usage.free)} free of {format_bytes(usage.total)}",
+        fix="checkpoints may not fit: point OUTPUT_PATH to a larger file system" if low else "",
+    )
+    if not os.access(existing, os.W_OK):
+        yield Finding(
+            level="problem",
+            subject=str(existing),
+            found="not writable",
+            fix="set OUTPUT_PATH to a folder of yours",
+        )
+
+
+def _wandb(environment: Mapping[str, str], versions: Mapping[str, str]) -> Iterator[Finding]:
+    if "wandb" not in versions:
+        yield Finding(
+            level="note",
+            subject="W&B",
+            found="wandb is not installed; runs are recorded in files only",
+        )
+        return
+    netrc = Path(environment.get("HOME", "/nonexistent")) / ".netrc"
+    if environment.get("WANDB_API_KEY"):
+        found = "WANDB_API_KEY is set"
+    elif netrc.exists() and "api.wandb.ai" in netrc.read_text(errors="replace"):
+        found = "logged in (~/.netrc)"
+    else:
+        found = "no key: runs are not mirrored unless WANDB_MODE=offline"
+    yield Finding(level="ok" if "no key" not in found else "note", subject="W&B", found=found)
+
+
+def _clocks(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Within an allocation of several nodes: how far their clocks are apart."""
+    if int(environment.get("SLURM_JOB_NUM_NODES", "1")) < 2:
+        return
+    said = _said(["srun", "--ntasks-per-node=1", "--overlap", "date", "+%s.%N"])
+    times = [float(line) for line in (said or "").split() if re.fullmatch(r"\d+\.\d+", line)]
+    if len(times) < 2:
+        yield Finding(level="note", subject="clocks", found="could not be read on every node")
+        return
+    skew = max(times) - min(times)
+    # The tasks do not start at one moment: what is measured bounds the skew from above.
+    yield Finding(
+        level="problem" if skew > MAX_CLOCK_SKEW_S else "ok",
+        subject="clocks",
+        found=f"{len(times)} nodes within {skew:.3f} s",
+        fix="let the administrators check NTP" if skew > MAX_CLOCK_SKEW_S else "",
+    )
+
+
+def _said(command: list[str], *, combine: bool = False) -> str | None:
+    """What the command printed; None when it failed, is missing or takes too long."""
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if combine:
+        return done.stdout + done.stderr
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
