@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_bench.results.reader import Tail, event_files, tail_events, tail_steps
-from moe_bench.results.records import Event, StepBalance
+from moe_bench.results.records import LM_LOSS, Event, StepBalance
 from moe_bench.units import format_duration, format_rate
 
 _POLL_S = 0.2
@@ -173,13 +173,12 @@ def _count(replaced: object) -> str:
 
 
 def spark_line(values: list[float], *, width: int) -> str:
-    """The course of `values` in `width` characters or fewer, each the mean of its share."""
-    finite = [value for value in values if value == value and abs(value) != float("inf")]
-    if not finite:
+    """The course of finite `values` in `width` characters or fewer, each the mean of its share."""
+    if not values:
         return ""
-    width = min(width, len(finite))
+    width = min(width, len(values))
     cells = [
-        statistics.fmean(finite[i * len(finite) // width : (i + 1) * len(finite) // width])
+        statistics.fmean(values[i * len(values) // width : (i + 1) * len(values) // width])
         for i in range(width)
     ]
     low, high = min(cells), max(cells)
@@ -279,6 +278,8 @@ def _figures(watch: Watch, step: StepBalance) -> list[tuple[str, str]]:
     figures: list[tuple[str, str]] = []
     if step.loss is not None:
         figures.append(("loss", f"{step.loss:.4f}"))
+    elif LM_LOSS in step.losses:
+        figures.append(("loss", "NOT FINITE"))
     if step.skipped:
         figures.append(("optimizer", "skipped"))
     figures.append(("speed", format_rate(watch.tokens_per_s)))

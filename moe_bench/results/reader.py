@@ -36,8 +36,8 @@ class Records[T]:
     """Places (`file:line`) of lines that a killed writer left unfinished."""
     rolled_back: int = 0
     """Steps that a restart from an earlier checkpoint made again; only the last making is in `records`."""
-    attempts: int = 0
-    """How often a writer opened the file: 1, and one more for each restart."""
+    attempt_starts: tuple[int, ...] = ()
+    """Index into `records` of the first one of each attempt: 0, and one more for each restart."""
 
 
 def read_steps(run_dir: Path) -> Records[StepBalance]:
@@ -67,7 +67,6 @@ def read_events(run_dir: Path) -> Records[Event]:
     return Records(
         records=tuple(merged),
         torn=tuple(place for part in parts for place in part.torn),
-        attempts=max((part.attempts for part in parts), default=0),
     )
 
 
@@ -155,12 +154,12 @@ def _read_file[T](path: Path, *, kind: str, decode: Callable[[bytes], T]) -> Rec
     lines = data.splitlines()
     records: list[T] = []
     torn: list[str] = []
-    attempts = 0
+    starts: list[int] = []
     for number, line in enumerate(lines, start=1):
         try:
             if line.startswith(_HEADER_START):
                 _check_header(_decode_header(line), path=path, number=number, kind=kind)
-                attempts += 1
+                starts.append(len(records))
             else:
                 records.append(decode(line))
         except msgspec.MsgspecError as error:
@@ -169,7 +168,7 @@ def _read_file[T](path: Path, *, kind: str, decode: Callable[[bytes], T]) -> Rec
             if not (unfinished or restarted):
                 raise _damaged(path, number, error) from error
             torn.append(f"{path}:{number}")
-    return Records(records=tuple(records), torn=tuple(torn), attempts=attempts)
+    return Records(records=tuple(records), torn=tuple(torn), attempt_starts=tuple(starts))
 
 
 def _check_header(header: Header, *, path: Path, number: int, kind: str) -> None:
@@ -195,14 +194,18 @@ def _damaged(path: Path, number: int, error: msgspec.MsgspecError) -> RecordErro
 def _without_rolled_back(lines: Records[StepBalance]) -> Records[StepBalance]:
     """A restart from the checkpoint of step n makes n+1, ... again: what was recorded of them before is void."""
     kept: list[StepBalance] = []
-    rolled_back = 0
-    for record in lines.records:
+    starts: list[int] = []
+    for index, record in enumerate(lines.records):
         while kept and kept[-1].step >= record.step:
             kept.pop()
-            rolled_back += 1
+        if index in lines.attempt_starts:
+            starts = [start for start in starts if start < len(kept)] + [len(kept)]
         kept.append(record)
     return Records(
-        records=tuple(kept), torn=lines.torn, rolled_back=rolled_back, attempts=lines.attempts
+        records=tuple(kept),
+        torn=lines.torn,
+        rolled_back=len(lines.records) - len(kept),
+        attempt_starts=tuple(starts),
     )
 
 

@@ -71,10 +71,11 @@ class Step:
     """Steps this run will make in all."""
     consumed_samples: int
     consumed_tokens: int
-    losses: Mapping[str, float]
-    """By Megatron's name: "lm loss", "load_balancing_loss", "mtp_1 loss", ...; "lm loss" is the one shown."""
+    losses: Mapping[str, float | None]
+    """By Megatron's name: "lm loss", "load_balancing_loss", "mtp_1 loss", ...; "lm loss" is the one shown.
+    JSON has no NaN: a loss that is not finite is written, and read again, as None."""
     grad_norm: float | None
-    """None on a skipped step."""
+    """None on a skipped step, and when it is not finite."""
     learning_rate: float
     step_time_s: float
     tokens_per_s: float
@@ -91,7 +92,7 @@ class Step:
 
     @property
     def loss(self) -> float | None:
-        """The "lm loss"; None on a step that has none."""
+        """The "lm loss"; None on a step that has none or where it is not finite."""
         return self.losses.get(LM_LOSS)
 
     @property
