@@ -210,9 +210,9 @@ def _literal(value: str) -> str:
 
 
 def _object_name(run: ResolvedRun) -> str:
-    name = _NAME.sub("-", run.run_id.lower()).strip("-")
-    # 63 characters in all, of which a pod's name needs up to 12 for its suffix.
-    return name[:48].rstrip("-")
+    # A service's name begins with a letter; of its 63 characters a pod's suffix needs up to 12.
+    name = _NAME.sub("-", f"moe-{run.run_id.lower()}")
+    return name[:48].strip("-")
 
 
 def _image(run: ResolvedRun) -> str:

@@ -267,7 +267,7 @@ def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
     ]
 
 
-def _flag_lines(words: list[str]) -> list[str]:
+def _flag_lines(words: Iterable[str]) -> list[str]:
     """One flag with its values a line, each word quoted for bash."""
     lines: list[str] = []
     for word in words:

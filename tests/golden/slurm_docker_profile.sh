@@ -1,0 +1,62 @@
+#!/bin/bash
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --time=00:20:00
+#SBATCH --job-name=moe-demo
+#SBATCH --output=/runs/20261121-120000-Tiny-Qwen3-0a1b/logs/slurm-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+#SBATCH --exclusive
+
+# Tiny-Qwen3, run 20261121-120000-Tiny-Qwen3-0a1b; made by moe_bench, see run.json beside this file.
+set -euo pipefail
+
+export MOE_BENCH_RUN_DIR=/runs/20261121-120000-Tiny-Qwen3-0a1b
+export OMP_NUM_THREADS=1
+export PYTHONPATH=/opt/moe_bench
+MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
+export MASTER_ADDR MASTER_PORT
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-/tmp/triton_cache_${SLURM_JOB_ID}}"
+unset SLURM_CPU_BIND SLURM_CPU_BIND_LIST
+
+echo "moe_bench: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST, rendezvous $MASTER_ADDR:$MASTER_PORT"
+
+# Slurm's warning before the time limit reaches this shell only. Megatron saves a checkpoint on SIGTERM and ends;
+# the step gets it through scancel, since srun would take a TERM of its own as an order to kill the tasks.
+warn() {
+  echo "moe_bench: the time limit or a preemption is near: asking for a checkpoint"
+  scancel --signal=TERM "$SLURM_JOB_ID.0" || true
+}
+trap warn USR1 TERM
+
+srun \
+  --kill-on-bad-exit=1 \
+  --mpi=none \
+  --cpu-bind=none \
+  --open-mode=append \
+  --output=/runs/20261121-120000-Tiny-Qwen3-0a1b/logs/rank-%t.log \
+  docker run --rm --gpus all --network host --ipc host --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env MEGATRON_PATH --env MOE_BENCH_RUN_DIR --env OMP_NUM_THREADS --env PYTHONPATH --env SLURM_PROCID --env SLURM_NTASKS --env SLURM_LOCALID --env SLURM_JOB_ID --env SLURM_NODEID --env WANDB_API_KEY --volume /opt/moe_bench:/opt/moe_bench --volume /runs/20261121-120000-Tiny-Qwen3-0a1b:/runs/20261121-120000-Tiny-Qwen3-0a1b --workdir /opt/moe_bench registry.example/moe:1 nsys profile --sample=none --cpuctxsw=none --trace=cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop --cuda-graph-trace=node --force-overwrite=true '--output=/runs/20261121-120000-Tiny-Qwen3-0a1b/profiles/nsys-rank-%q{SLURM_PROCID}' python -m moe_bench.runtime.pretrain \
+    --num-layers 4 \
+    --swiglu \
+    --data-path '/data/a b/corpus' \
+    --lr 1e-3 &
+step=$!
+rc=0
+while :; do
+  rc=0
+  wait "$step" || rc=$?
+  kill -0 "$step" 2>/dev/null || break
+done
+echo "moe_bench: srun ended with $rc"
+
+if [[ "$rc" == 75 ]]; then # a checkpoint is on disk and steps are left
+  if (( ${SLURM_RESTART_COUNT:-0} < 10 )); then
+    echo "moe_bench: stopped with steps left: requeueing job $SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+  fi
+  echo "moe_bench: not requeued: 10 restarts are spent (MAX_REQUEUES)"
+fi
+exit "$rc"

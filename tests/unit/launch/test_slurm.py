@@ -1,0 +1,146 @@
+"""Slurm scripts: what is in them, and what is refused before anything is submitted."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from moe_bench.errors import LaunchError
+from moe_bench.launch.slurm import SlurmLauncher
+from tests.support.runs import FLAGS, make_run
+
+LAUNCHER = SlurmLauncher(workspace=Path("/opt/moe_bench"), python="/opt/moe_bench/.venv/bin/python")
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+CASES = {
+    "slurm_bare_metal.sh": {},
+    "slurm_pyxis.sh": {
+        "CONTAINER_IMAGE": "/images/moe bench.sqsh",
+        "CONTAINER_MOUNTS": "/lustre:/lustre,/data:/data:ro",
+        "ACCOUNT": "coreai",
+        "PARTITION": "batch",
+        "MEGATRON_PATH": "/lustre/Megatron-LM",
+        "SEGMENT": "16",
+    },
+    "slurm_apptainer.sh": {"CONTAINER_IMAGE": "/images/moe.sif", "CONTAINER_RUNTIME": "apptainer"},
+    "slurm_docker_profile.sh": {
+        "CONTAINER_IMAGE": "registry.example/moe:1",
+        "CONTAINER_RUNTIME": "docker",
+        "NNODES": "1",
+        "PROFILE": "1",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_script_is_the_golden_one(name: str) -> None:
+    rendered = LAUNCHER.render(make_run(**CASES[name])).script
+    golden = GOLDEN / name
+    if not golden.exists():
+        golden.write_text(rendered)
+        pytest.fail(f"{golden} was missing and has been written: read it, commit it")
+    assert rendered == golden.read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_script_is_valid_bash(name: str) -> None:
+    script = LAUNCHER.render(make_run(**CASES[name])).script
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+HOSTILE = ("$(touch /tmp/pwned)", "a;b|c&d", "`id`", 'it\'s "quoted"', "line one\nline two", "--lr")
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_hostile_flag_value_reaches_the_rank_as_it_was_written(
+    value: str, tmp_path: Path
+) -> None:
+    command = tmp_path / "python"
+    command.write_text('#!/bin/bash\nprintf "%s\\0" "$@"\n')
+    command.chmod(0o755)
+    launcher = SlurmLauncher(workspace=Path("/opt/moe_bench"), python=str(command))
+    script = launcher.render(make_run(args={**FLAGS, "--wandb-exp-name": value})).script
+    srun = script[script.index("srun \\") : script.index("&\nstep=")]
+    done = subprocess.run(
+        ["bash", "-c", f'srun() {{ while [[ "$1" == --* ]]; do shift; done; "$@"; }}\n{srun}'],
+        capture_output=True,
+        check=True,
+    )
+    words = done.stdout.decode().split("\0")[:-1]
+    assert words[words.index("--wandb-exp-name") + 1] == value
+    assert not Path("/tmp/pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"ACCOUNT": "a\n#SBATCH --uid=0"}, "ACCOUNT="),
+        ({"PARTITION": "a b"}, "PARTITION="),
+        ({"NNODES": "0"}, "NNODES=0 (environment) is not a positive whole number"),
+        ({"RUN_TIME": "soon"}, "RUN_TIME='soon'"),
+        (
+            {"CONTAINER_IMAGE": "gitlab.example:5005/group/image:tag"},
+            "gitlab.example#group/image:tag",
+        ),
+        ({"CONTAINER_IMAGE": "/images/x.tar"}, "enroot import -o IMAGE.sqsh"),
+        ({"CONTAINER_IMAGE": "/i.sqsh", "CONTAINER_MOUNTS": "data:/data"}, "absolute paths"),
+        ({"CONTAINER_RUNTIME": "podman"}, "pyxis, apptainer, docker, none"),
+        ({"CONTAINER_RUNTIME": "pyxis"}, "needs CONTAINER_IMAGE"),
+        ({"CONTAINER_RUNTIME": "docker", "CONTAINER_IMAGE": "x"}, "NNODES=2"),
+    ],
+)
+def test_what_slurm_could_not_take_is_refused_with_its_place(
+    knobs: dict[str, str], said: str
+) -> None:
+    with pytest.raises(LaunchError) as refused:
+        LAUNCHER.render(make_run(**knobs))
+    assert said in str(refused.value)
+
+
+def test_a_run_directory_with_a_blank_is_refused() -> None:
+    with pytest.raises(LaunchError, match="OUTPUT_PATH"):
+        LAUNCHER.render(make_run(Path("/my runs/x")))
+
+
+def test_job_name_holds_no_shell_metacharacters() -> None:
+    script = LAUNCHER.render(make_run(ACCOUNT="a", RUN_NAME="x;rm -rf $HOME")).script
+    assert "#SBATCH --job-name=a-moe-x_rm_-rf_HOME\n" in script
+
+
+def test_same_run_gives_the_same_bytes() -> None:
+    run = make_run()
+    assert LAUNCHER.render(run).sha256 == LAUNCHER.render(run).sha256
+
+
+def test_sbatch_refusal_says_what_slurm_said_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        "#!/bin/bash\necho 'sbatch: error: invalid partition specified: nowhere' >&2\nexit 1\n"
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    run = make_run(tmp_path / "run")
+    with pytest.raises(LaunchError) as refused:
+        LAUNCHER.submit(LAUNCHER.render(run), run)
+    assert "invalid partition specified: nowhere" in str(refused.value)
+    assert "sinfo -s" in str(refused.value)
+
+
+def test_without_sbatch_the_way_out_is_the_interactive_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = make_run(tmp_path / "run")
+    with pytest.raises(LaunchError, match=r"interactive_benchmarking\.sh"):
+        LAUNCHER.submit(LAUNCHER.render(run), run)
+
+
+def test_quoting_is_that_of_the_shell() -> None:
+    script = LAUNCHER.render(make_run()).script
+    assert f"--data-path {shlex.quote(FLAGS['--data-path'])}" in script
