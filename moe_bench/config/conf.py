@@ -45,7 +45,10 @@ class _FileLog:
 
 
 def variables(
-    log: bytes, files: tuple[ConfFile, ...], environment: Mapping[str, str], shown: Callable[[str], str]
+    log: bytes,
+    files: tuple[ConfFile, ...],
+    environment: Mapping[str, str],
+    shown: Callable[[str], str],
 ) -> ConfVariables:
     """Fold the log into settings. `shown` shortens a path for messages."""
     current: dict[str, Setting] = {
@@ -97,7 +100,9 @@ def _file_logs(
     remaining = iter(files)
     for kind, fields in _records(log):
         if kind == b"F":
-            file_log = _FileLog(file=next(remaining), places=[], assigned={}, defaults={}, values={})
+            file_log = _FileLog(
+                file=next(remaining), places=[], assigned={}, defaults={}, values={}
+            )
         elif file_log is None:
             continue
         elif kind == b"C":

@@ -155,7 +155,8 @@ def _conf_files(request: Request, environment: Mapping[str, str]) -> tuple[ConfF
         )
     layers = (("common", COMMON), ("runtime", RUNTIME), ("cluster", cluster))
     return tuple(
-        ConfFile(path=str(request.project / path), layer=layer, shown=path) for layer, path in layers
+        ConfFile(path=str(request.project / path), layer=layer, shown=path)
+        for layer, path in layers
     )
 
 
@@ -186,7 +187,10 @@ def _with_given_origin(given: Setting, after: Setting) -> Setting:
         return replace(given, overrode=(*given.overrode, *after.overrode))
     if given.origin.layer == "flag":
         return _on_top(given, after)
-    lost = tuple(replace(one, origin=given.origin) if one.origin == ENVIRONMENT else one for one in after.overrode)
+    lost = tuple(
+        replace(one, origin=given.origin) if one.origin == ENVIRONMENT else one
+        for one in after.overrode
+    )
     return replace(after, overrode=lost)
 
 
@@ -197,12 +201,12 @@ def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> Non
     known = names_in(project / MODELS, ".yaml")
     guess = nearest(model.value, known)
     hint = f"did you mean {' or '.join(guess)}" if guess else f"there are {', '.join(known)}"
-    raise ConfigError(f"{knob_table.says('MODEL', model)}: there is no {MODELS}/{model.value}.yaml; {hint}?")
+    raise ConfigError(
+        f"{knob_table.says('MODEL', model)}: there is no {MODELS}/{model.value}.yaml; {hint}?"
+    )
 
 
-def _variables(
-    conf: ConfVariables, knobs: Mapping[str, Setting], project: Path
-) -> dict[str, str]:
+def _variables(conf: ConfVariables, knobs: Mapping[str, Setting], project: Path) -> dict[str, str]:
     found = {name: setting.value for name, setting in conf.settings.items()}
     found |= {name: setting.value for name, setting in knobs.items()}
     return found | {"WORKSPACE": str(project)}
@@ -246,8 +250,12 @@ def _flags(
         try:
             from_environment = command_line.parse(shlex.split(more.value), place=place)
         except ValueError as error:
-            raise ConfigError(f"TRAINING_PARAMS ({more.origin.place}): {error}: {more.value!r}") from error
-    said = [(flag, replace(more.origin, place="TRAINING_PARAMS")) for flag in from_environment if more]
+            raise ConfigError(
+                f"TRAINING_PARAMS ({more.origin.place}): {error}: {more.value!r}"
+            ) from error
+    said = [
+        (flag, replace(more.origin, place="TRAINING_PARAMS")) for flag in from_environment if more
+    ]
     return (*said, *((flag, FLAG) for flag in trailing))
 
 

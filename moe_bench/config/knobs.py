@@ -26,7 +26,9 @@ class Knob:
 
 
 def _counts(*rows: tuple[str, str | None, str]) -> tuple[Knob, ...]:
-    return tuple(Knob(name=name, kind="count", flag=flag, about=about) for name, flag, about in rows)
+    return tuple(
+        Knob(name=name, kind="count", flag=flag, about=about) for name, flag, about in rows
+    )
 
 
 def _texts(*rows: tuple[str, str]) -> tuple[Knob, ...]:
@@ -42,10 +44,14 @@ _LAYOUT = (
         ("ETP", "--expert-tensor-parallel-size", "tensor parallel size of the experts"),
         ("VPP", None, "virtual pipeline stages of a rank"),
     ),
-    Knob(name="PP_FIRST", kind="count_or_false", about="decoder layers of the first pipeline stage"),
+    Knob(
+        name="PP_FIRST", kind="count_or_false", about="decoder layers of the first pipeline stage"
+    ),
     Knob(name="PP_LAST", kind="count_or_false", about="decoder layers of the last pipeline stage"),
     Knob(
-        name="LAYERS_PER_VP", kind="count_or_false", about="decoder layers of a virtual pipeline stage"
+        name="LAYERS_PER_VP",
+        kind="count_or_false",
+        about="decoder layers of a virtual pipeline stage",
     ),
 )
 _BATCH = _counts(
@@ -58,6 +64,8 @@ _BATCH = _counts(
     ("GPUS_PER_NODE", None, "ranks of a node"),
     ("SEGMENT", None, "nodes of an NVLink segment (Slurm)"),
     ("MASTER_PORT", None, "port of the rendezvous"),
+    ("MAX_REQUEUES", None, "times a job may put itself back into the queue"),
+    ("SIGNAL_BEFORE_S", None, "seconds before RUN_TIME at which a job saves and requeues"),
 )
 _CHOICES = (
     Knob(
@@ -95,7 +103,9 @@ _CHOICES = (
         default="0",
     ),
     Knob(name="PRETRAIN", kind="switch", about="1 from scratch, 0 from LOAD_PATH", default="1"),
-    Knob(name="OPTIMIZER_OFFLOAD", kind="switch", about="optimizer states on the host", default="0"),
+    Knob(
+        name="OPTIMIZER_OFFLOAD", kind="switch", about="optimizer states on the host", default="0"
+    ),
     Knob(name="A2A_OVERLAP", kind="switch", about="overlap expert all-to-all, 1F1B", default="0"),
     Knob(name="GB200_CLUSTER", kind="switch", about="4 GPUs a node, NVL72 domains", default="0"),
     Knob(
@@ -104,7 +114,9 @@ _CHOICES = (
         about="1: a shrunken stand-in of the model, on this machine",
         default="0",
     ),
-    Knob(name="DRY_RUN", kind="switch", about="1: print what would run, start nothing", default="0"),
+    Knob(
+        name="DRY_RUN", kind="switch", about="1: print what would run, start nothing", default="0"
+    ),
     Knob(name="RUN_TIME", kind="duration", about="time limit of the job"),
     Knob(
         name="MOE_BENCH_DEVICE",
@@ -117,7 +129,10 @@ _TEXTS = _texts(
     ("MODEL", "name of a file in model_configs/benchmarking"),
     ("CLUSTER", "name of a file in cluster_configs/benchmarking"),
     ("MCORE_RELEASE_VERSION", "Megatron-Core release the flags are checked against"),
-    ("MEGATRON_PATH", "a Megatron-LM checkout whose pretrain_gpt.py runs; unset: the installed one"),
+    (
+        "MEGATRON_PATH",
+        "a Megatron-LM checkout whose pretrain_gpt.py runs; unset: the installed one",
+    ),
     ("TRAINING_SCRIPT_PATH", "training script; set by common.conf from MEGATRON_PATH"),
     ("TRAINING_PARAMS_PATH", "model YAML; default model_configs/benchmarking/$MODEL.yaml"),
     ("TRAINING_PARAMS", "more Megatron flags, of the environment's rank"),
@@ -135,13 +150,21 @@ _TEXTS = _texts(
     ("PARTITION", "Slurm partition"),
     ("RUN_NAME", "part of the Slurm job's name"),
     ("MASTER_ADDR", "host of the rendezvous"),
+    ("CONTAINER_RUNTIME", "pyxis, apptainer, docker or none"),
+    ("SRUN_MPI", "srun's --mpi"),
+    ("EXCLUSIVE", "0: share nodes with other jobs"),
+    ("QOS", "Slurm quality of service"),
+    ("RESERVATION", "Slurm reservation"),
+    ("CONSTRAINT", "Slurm node features"),
+    ("EXCLUDE", "nodes to avoid"),
+    ("NODELIST", "nodes to use"),
+    ("DEPENDENCY", "Slurm dependency, for example singleton"),
+    ("NODE_RANK", "this node's number in a run over several machines without a scheduler"),
     ("BINDPCIE_PATH", "a program put before python, for CPU affinity"),
     ("RUN_ID", "name of the run; default: model, time and a random tail"),
 )
 
-KNOBS: Mapping[str, Knob] = {
-    knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_CHOICES, *_TEXTS)
-}
+KNOBS: Mapping[str, Knob] = {knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_CHOICES, *_TEXTS)}
 """Every knob by name."""
 
 BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
@@ -190,9 +213,7 @@ def _check_choice(knob: Knob, setting: Setting) -> None:
         return
     guess = nearest(setting.value, knob.choices)
     hint = f"; did you mean {guess[0]}?" if guess else ""
-    raise ConfigError(
-        f"{says(knob.name, setting)} is not one of {', '.join(knob.choices)}{hint}"
-    )
+    raise ConfigError(f"{says(knob.name, setting)} is not one of {', '.join(knob.choices)}{hint}")
 
 
 def _check_switch(knob: Knob, setting: Setting) -> None:

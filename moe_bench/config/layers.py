@@ -60,6 +60,8 @@ def _winner(said: list[Candidate]) -> Setting:
     ranked = sorted(reversed(said), key=lambda one: PRECEDENCE.index(one.origin.layer))
     best = ranked[0]
     losers = tuple(
-        Overridden(value=one.value, origin=one.origin) for one in ranked[1:] if one.value != best.value
+        Overridden(value=one.value, origin=one.origin)
+        for one in ranked[1:]
+        if one.value != best.value
     )
     return Setting(value=best.value, origin=best.origin, overrode=losers, words=best.words)

@@ -28,13 +28,17 @@ def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Ma
     gpus = _gpus(environment, devices)
     device = environment.get("MOE_BENCH_DEVICE") or ("cuda" if gpus else "cpu")
     return Machine(
-        device=device, gpus=max(gpus, 1) if device == "cuda" else 0, cores=len(os.sched_getaffinity(0))
+        device=device,
+        gpus=max(gpus, 1) if device == "cuda" else 0,
+        cores=len(os.sched_getaffinity(0)),
     )
 
 
 def _gpus(environment: Mapping[str, str], devices: Path) -> int:
     found = sum(1 for path in devices.glob("nvidia*") if _NVIDIA_DEVICE.match(path.name))
-    if found == 0 and (devices / "dxg").exists():  # Windows' Linux subsystem: one paravirtual device
+    if (
+        found == 0 and (devices / "dxg").exists()
+    ):  # Windows' Linux subsystem: one paravirtual device
         found = 1
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:

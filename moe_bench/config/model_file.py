@@ -73,7 +73,11 @@ def _sections(root: yaml.MappingNode, name: str) -> Iterator[tuple[str, tuple[En
         place = f"{name}:{key.start_mark.line + 1}"
         if key.value not in SECTIONS:
             guess = nearest(key.value, SECTIONS)
-            hint = f"; did you mean {guess[0]}?" if guess else "; only DEFAULTS, ENV_VARS and MODEL_ARGS are read"
+            hint = (
+                f"; did you mean {guess[0]}?"
+                if guess
+                else "; only DEFAULTS, ENV_VARS and MODEL_ARGS are read"
+            )
             raise ConfigError(f"{place}: unknown section {key.value!r}{hint}")
         if isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~"):
             yield key.value, ()
@@ -94,9 +98,13 @@ def _entries(section: yaml.MappingNode, name: str) -> Iterator[Entry]:
                 )
             yield Entry(name=key.value, words=(node.value,), place=place, quoted=quoted)
         elif isinstance(node, yaml.SequenceNode):
-            yield Entry(name=key.value, words=_items(node, key.value, place), place=place, is_list=True)
+            yield Entry(
+                name=key.value, words=_items(node, key.value, place), place=place, is_list=True
+            )
         else:
-            raise ConfigError(f"{place}: {key.value} must be a value or a list of values, not a mapping")
+            raise ConfigError(
+                f"{place}: {key.value} must be a value or a list of values, not a mapping"
+            )
 
 
 def _items(node: yaml.SequenceNode, key: str, place: str) -> tuple[str, ...]:
@@ -127,7 +135,9 @@ def _check_env_name(entry: Entry) -> None:
             f"{entry.place}: {entry.name!r} is not the name of an environment variable"
         )
     if entry.is_list:
-        raise ConfigError(f"{entry.place}: {entry.name} is an environment variable and takes one value")
+        raise ConfigError(
+            f"{entry.place}: {entry.name} is an environment variable and takes one value"
+        )
 
 
 def _check_flag_name(entry: Entry) -> None:

@@ -51,7 +51,9 @@ def of_checkout(path: Path) -> str | None:
         text = (path / "megatron" / "core" / "package_info.py").read_text()
     except OSError:
         return None
-    parts: Mapping[str, str] = dict(re.findall(r"^(MAJOR|MINOR|PATCH)\s*=\s*(\d+)", text, re.MULTILINE))
+    parts: Mapping[str, str] = dict(
+        re.findall(r"^(MAJOR|MINOR|PATCH)\s*=\s*(\d+)", text, re.MULTILINE)
+    )
     if {"MAJOR", "MINOR", "PATCH"} - parts.keys():
         return None
     return f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}"

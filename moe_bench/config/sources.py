@@ -32,10 +32,14 @@ def read_text(path: Path, *, shown: str, what: str) -> str:
     except OSError as error:
         raise ConfigError(f"{shown} cannot be read: {error.strerror}") from error
     if data.startswith(b"\xef\xbb\xbf"):
-        raise ConfigError(f"{shown} begins with a byte order mark; remove it: sed -i '1s/^\\xef\\xbb\\xbf//' {shown}")
+        raise ConfigError(
+            f"{shown} begins with a byte order mark; remove it: sed -i '1s/^\\xef\\xbb\\xbf//' {shown}"
+        )
     if b"\r\n" in data:
         line = data[: data.index(b"\r\n")].count(b"\n") + 1
-        raise ConfigError(f"{shown}:{line} has Windows line ends; remove them: sed -i 's/\\r$//' {shown}")
+        raise ConfigError(
+            f"{shown}:{line} has Windows line ends; remove them: sed -i 's/\\r$//' {shown}"
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -70,7 +74,9 @@ def run_confs(
             )
         except subprocess.TimeoutExpired:
             names = ", ".join(file.shown for file in files)
-            raise ConfigError(f"{names}: still running after {_TIME_LIMIT_S} s; a .conf may not wait") from None
+            raise ConfigError(
+                f"{names}: still running after {_TIME_LIMIT_S} s; a .conf may not wait"
+            ) from None
         log.seek(0)
         written = log.read()
     if done.returncode != 0 or not is_whole(written, files):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from moe_bench.arguments.emit import argv
-from moe_bench.config.run import ResolvedRun
+from moe_bench.config.knobs import is_secret
+from moe_bench.config.run import ResolvedRun, Setting
+from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
 
 SCRIPT = "launch.sh"
+LOG = "logs/launch.log"
+_SLURM = re.compile(r"\$\{SLURM_[A-Z0-9_]+\}")
+STOP_PATIENCE_S = (15.0, 10.0, 5.0)
+"""How long SIGINT, then SIGTERM, then SIGKILL may take."""
 
 
 class LocalLauncher:
@@ -23,42 +33,104 @@ class LocalLauncher:
 
     def render(self, run: ResolvedRun) -> LaunchPlan:
         """Pure: the same run gives the same bytes."""
-        lines = [
-            "#!/usr/bin/env bash",
-            f"# moe_bench: run {shlex.quote(run.run_id)}",
-            "set -euo pipefail",
-            "",
-        ]
-        lines += [f"cd {shlex.quote(str(self._project))}"]
-        lines += [
-            f"export {name}={shlex.quote(setting.value)}" for name, setting in run.env.items()
-        ]
-        lines += ["", "exec " + " \\\n  ".join(self._command(run)), ""]
         return LaunchPlan(
-            launcher="local", filename=SCRIPT, script="\n".join(lines), environment={}
+            launcher="local", filename=SCRIPT, script="".join(self._lines(run)), environment={}
         )
 
-    def _command(self, run: ResolvedRun) -> list[str]:
-        ranks = run.knobs["GPUS_PER_NODE"].value
-        head = [shlex.join([self._python, "-m", "moe_bench.runtime.local", "--nproc", ranks, "--"])]
-        return head + [shlex.join(words) for words in _by_flag(argv(run))]
-
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
-        """Start the script that was rendered."""
-        process = start(plan, run)
-        return JobHandle(launcher="local", job_id=str(process.pid))
+        """Start the script. Raises LaunchError when bash cannot be started."""
+        return JobHandle(launcher="local", job_id=str(start(plan, run).pid))
+
+    def _lines(self, run: ResolvedRun) -> Iterator[str]:
+        yield "#!/usr/bin/env bash\n"
+        kind = "a rehearsal, NOT the real model" if run.rehearsal else "one machine"
+        yield f"# {_comment(run.model)}, run {_comment(run.run_id)}: {kind}. Written by moe_bench.\n"
+        yield "set -euo pipefail\n\n"
+        yield f"cd {shlex.quote(str(self._project))}\n"
+        yield f'export PYTHONPATH={shlex.quote(str(self._project))}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
+        for name, setting in run.env.items():
+            if not is_secret(name):
+                yield f"export {name}={shell_word(setting)}\n"
+        yield "\nexec " + " \\\n  ".join(self._command(run)) + "\n"
+
+    def _command(self, run: ResolvedRun) -> list[str]:
+        head = self._gpu_words(run) if self._device == "cuda" else self._cpu_words(run)
+        lines = [shlex.join([*_profiler(run), *_binding(run), *head])]
+        return lines + [shlex.join(words) for words in _by_flag(argv(run))]
+
+    def _cpu_words(self, run: ResolvedRun) -> list[str]:
+        ranks = run.knobs["GPUS_PER_NODE"].value
+        return [self._python, "-m", "moe_bench.runtime.local", "--nproc", ranks, "--"]
+
+    def _gpu_words(self, run: ResolvedRun) -> list[str]:
+        knobs = {name: setting.value for name, setting in run.knobs.items()}
+        words = [self._python, "-m", "torch.distributed.run"]
+        words += ["--nproc-per-node", knobs["GPUS_PER_NODE"], "--nnodes", knobs["NNODES"]]
+        if knobs["NNODES"] == "1" and "MASTER_ADDR" not in knobs:
+            words += ["--standalone"]
+        else:
+            words += ["--master-addr", knobs.get("MASTER_ADDR", "localhost")]
+            words += ["--master-port", knobs.get("MASTER_PORT", "6000")]
+            words += ["--node-rank", knobs.get("NODE_RANK", "0")]
+        words += ["--redirects", "3", "--log-dir", f"{run.run_dir}/logs"]
+        return [*words, "-m", "moe_bench.runtime.pretrain"]
+
+
+def shell_word(setting: Setting) -> str:
+    """The value quoted for bash; `${SLURM_...}`, which only a job knows, is 0 on one machine."""
+    return shlex.quote(_SLURM.sub("0", setting.value))
 
 
 def start(plan: LaunchPlan, run: ResolvedRun) -> subprocess.Popen[bytes]:
-    """The script, in a process group of its own; its output goes to logs/launch.log."""
-    log = (run.run_dir / "logs" / "launch.log").open("wb")
-    return subprocess.Popen(
-        ["bash", str(run.run_dir / plan.filename)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    """The script in a session of its own, so that Ctrl-C reaches us first; what it says goes to logs/launch.log."""
+    with (run.run_dir / LOG).open("wb") as log:
+        try:
+            return subprocess.Popen(
+                ["bash", str(run.run_dir / plan.filename)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise LaunchError(f"cannot start bash: {error.strerror}") from error
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """End the script and all its ranks: asked first, then made to. Returns the exit status."""
+    for number, patience_s in zip(
+        (signal.SIGINT, signal.SIGTERM, signal.SIGKILL), STOP_PATIENCE_S, strict=True
+    ):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            return process.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+    return process.wait()
+
+
+def _profiler(run: ResolvedRun) -> list[str]:
+    if "--profile" not in run.args or "--use-pytorch-profiler" in run.args:
+        return []
+    if "--distributed-backend" in run.args:  # gloo: no CUDA to trace
+        return []
+    return [
+        *("nsys", "profile", "--sample=none", "--cpuctxsw=none", "-t", "cuda,nvtx"),
+        *("--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--cuda-graph-trace=node"),
+        *("-f", "true", "-x", "true", "-o", f"{run.run_dir}/profiles/nsys"),
+    ]
+
+
+def _binding(run: ResolvedRun) -> list[str]:
+    knob = run.knobs.get("BINDPCIE_PATH")
+    return [knob.value] if knob else []
+
+
+def _comment(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _by_flag(words: tuple[str, ...]) -> list[list[str]]:

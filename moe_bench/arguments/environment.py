@@ -1,0 +1,39 @@
+"""Variables every rank needs beside the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from moe_bench.config.layers import Candidate
+from moe_bench.config.machine import Machine
+from moe_bench.config.run import Origin, Setting
+
+DEMO_PORT = "6000"
+
+
+def threads_per_rank(machine: Machine, ranks: int) -> int:
+    """Cores shared evenly, at least one: more threads than cores slow every rank down."""
+    return max(machine.cores // max(ranks, 1), 1)
+
+
+def of_run(
+    run_id: str, run_dir: str, model: str, knobs: Mapping[str, Setting]
+) -> Iterator[Candidate]:
+    """Names the run for the rank half, and passes W&B's mode and MEGATRON_PATH on."""
+    rule = Origin(layer="derived", place="moe_bench/arguments/environment.py")
+    yield Candidate(name="MOE_BENCH_RUN_ID", value=run_id, origin=rule)
+    yield Candidate(name="MOE_BENCH_RUN_DIR", value=run_dir, origin=rule)
+    yield Candidate(name="MOE_BENCH_MODEL", value=model, origin=rule)
+    for name in ("WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE"):
+        if name in knobs:
+            yield Candidate(name=name, value=knobs[name].value, origin=knobs[name].origin)
+    wandb_dir = Candidate(name="WANDB_DIR", value=run_dir, origin=rule)
+    yield wandb_dir
+
+
+def of_local(machine: Machine, ranks: int) -> Iterator[Candidate]:
+    """Threads of a rank on this machine."""
+    origin = Origin(layer="derived", place=f"{machine.cores} cores for {ranks} ranks")
+    yield Candidate(
+        name="OMP_NUM_THREADS", value=str(threads_per_rank(machine, ranks)), origin=origin
+    )

@@ -1,0 +1,243 @@
+"""The one resolver: files, environment and flags in, a complete ResolvedRun out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_bench.arguments import cpu, environment, rules, sizes
+from moe_bench.arguments.flags import Flags
+from moe_bench.config.command_line import Flag
+from moe_bench.config.expand import expand
+from moe_bench.config.gather import PLACEHOLDER, Gathered, Request, gather
+from moe_bench.config.knobs import BOUND, KNOBS, is_secret, says
+from moe_bench.config.layers import Candidate, fold
+from moe_bench.config.machine import Machine
+from moe_bench.config.model_file import Entry
+from moe_bench.config.run import Origin, ResolvedRun, Setting
+from moe_bench.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What makes two runs of the same configuration differ."""
+
+    run_id: str
+
+
+def resolve_run(request: Request, machine: Machine, identity: Identity) -> ResolvedRun:
+    """Everything decided and checked. Raises MoeBenchError for the first thing that cannot be."""
+    gathered = gather(request)
+    knobs = rules.dispatcher_knobs(gathered.knobs)
+    flags = Flags.of_release(knobs)
+    run_dir = _run_dir(knobs, request.project, identity.run_id)
+    variables = _variables(gathered, knobs, run_dir)
+    said = [
+        *_from_yaml(gathered, variables, knobs, flags),
+        *_from_knobs(knobs),
+        *_from_flags(gathered, flags),
+    ]
+    facts = rules.Facts(
+        knobs=knobs, args=_emitted(fold(said)), knows=flags.knows, run_dir=str(run_dir)
+    )
+    run = ResolvedRun(
+        run_id=identity.run_id,
+        model=gathered.model,
+        run_dir=run_dir,
+        knobs=knobs,
+        env=_env(gathered, variables, facts, request, identity, run_dir),
+        args=_emitted(fold([*said, *rules.derived_args(facts)])),
+        notes=tuple(_overridden_notes(knobs)),
+    )
+    if request.local:
+        run = _for_this_machine(run, machine, request)
+    refuse_placeholders(run)
+    flags.check(run.args)
+    sizes.check(run)
+    return run
+
+
+def _for_this_machine(run: ResolvedRun, machine: Machine, request: Request) -> ResolvedRun:
+    if run.knobs["REHEARSE"].value == "1":
+        from moe_bench.arguments.rehearse import rehearse  # noqa: PLC0415 - seldom asked for
+
+        run = rehearse(run)
+    run = sizes.with_local_world(run, machine, request.environment)
+    run = cpu.for_machine(run, machine, asked=request.environment.get("MOE_BENCH_DEVICE"))
+    threads = fold(
+        [
+            *environment.of_local(machine, run.world_size),
+            *_from_environment(("OMP_NUM_THREADS",), request.environment),
+        ]
+    )
+    return replace(run, env={**run.env, **threads})
+
+
+def _run_dir(knobs: Mapping[str, Setting], project: Path, run_id: str) -> Path:
+    base = Path(knobs["OUTPUT_PATH"].value) if "OUTPUT_PATH" in knobs else project / "runs"
+    return (base if base.is_absolute() else project / base) / run_id
+
+
+def _variables(gathered: Gathered, knobs: Mapping[str, Setting], run_dir: Path) -> dict[str, str]:
+    known = dict(gathered.variables)
+    known |= {name: setting.value for name, setting in knobs.items()}
+    known["OUTPUT_PATH"] = str(run_dir)
+    return known
+
+
+def _from_yaml(
+    gathered: Gathered, variables: Mapping[str, str], knobs: Mapping[str, Setting], flags: Flags
+) -> Iterator[Candidate]:
+    for entry in gathered.file.model_args:
+        words = _expanded(entry, variables)
+        if words is None:
+            continue
+        origin = _yaml_origin(entry, knobs)
+        yield _candidate(entry.name, words, origin, flags, literal=entry.is_list or entry.quoted)
+
+
+def _expanded(entry: Entry, variables: Mapping[str, str]) -> tuple[str, ...] | None:
+    words = [expand(word, variables, place=entry.place) for word in entry.words]
+    kept = tuple(word for word in words if word is not None)
+    return kept or None
+
+
+def _yaml_origin(entry: Entry, knobs: Mapping[str, Setting]) -> Origin:
+    """A value that is nothing but `${TP}` comes from where TP does, through the YAML."""
+    name = entry.words[0].removeprefix("${").removesuffix("}")
+    knob = knobs.get(name)
+    if len(entry.words) == 1 and entry.words[0] == f"${{{name}}}" and knob is not None:
+        return Origin(
+            layer=knob.origin.layer, place=f"{name} of {knob.origin.place}, through {entry.place}"
+        )
+    return Origin(layer="model", place=entry.place)
+
+
+def _candidate(
+    name: str, words: tuple[str, ...], origin: Origin, flags: Flags, *, literal: bool
+) -> Candidate:
+    """`literal`: the words stand as they are; else `true`, `false` and a list in one scalar mean what yq made of them."""
+    if not literal and flags.takes_list(name) and len(words) == 1 and " " in words[0]:
+        words = _split(name, words[0], origin)
+        literal = True
+    exact = words if literal or len(words) != 1 else None
+    return Candidate(name=name, value=_text(name, words, flags), origin=origin, words=exact)
+
+
+def _text(name: str, words: tuple[str, ...], flags: Flags) -> str:
+    """The words as one text; a list flag's as a shell would write them."""
+    return shlex.join(words) if len(words) != 1 or flags.takes_list(name) else words[0]
+
+
+def _split(name: str, text: str, origin: Origin) -> tuple[str, ...]:
+    """The items of a list flag written in one scalar; quotes hold a space together."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"{name} {text} ({origin.place}): {error}") from error
+
+
+def _from_knobs(knobs: Mapping[str, Setting]) -> Iterator[Candidate]:
+    """Knobs speak for their flag: with their own rank when the caller set them, else below the YAML."""
+    for flag, name in BOUND.items():
+        knob = knobs.get(name)
+        if knob is None or name == "MOE_TOKEN_DISPATCHER":
+            continue
+        explicit = knob.origin.layer in ("flag", "environment")
+        layer = knob.origin.layer if explicit else "derived"
+        place = knob.origin.place if knob.origin.layer == "flag" else says(name, knob)
+        yield Candidate(name=flag, value=knob.value, origin=Origin(layer=layer, place=place))
+
+
+def _from_flags(gathered: Gathered, flags: Flags) -> Iterator[Candidate]:
+    for flag, origin in gathered.flags:
+        yield _from_flag(flag, origin, flags)
+
+
+def _from_flag(flag: Flag, origin: Origin, flags: Flags) -> Candidate:
+    if not flag.words:
+        return Candidate(name=flag.name, value="true", origin=origin)
+    if flag.words in (("true",), ("false",)) and flags.is_switch(flag.name):
+        return Candidate(name=flag.name, value=flag.words[0], origin=origin)
+    value = _text(flag.name, flag.words, flags)
+    return Candidate(name=flag.name, value=value, origin=origin, words=flag.words)
+
+
+def _emitted(args: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Without the flags that a `false` takes out."""
+    return {
+        name: setting
+        for name, setting in args.items()
+        if not (setting.value == "false" and setting.words is None)
+    }
+
+
+def _env(
+    gathered: Gathered,
+    variables: Mapping[str, str],
+    facts: rules.Facts,
+    request: Request,
+    identity: Identity,
+    run_dir: Path,
+) -> dict[str, Setting]:
+    said = list(_env_from_yaml(gathered, variables))
+    said += rules.derived_env(facts)
+    said += [
+        Candidate(name=name, value=setting.value, origin=setting.origin)
+        for name, setting in gathered.exported.items()
+    ]
+    said += environment.of_run(identity.run_id, str(run_dir), gathered.model, facts.knobs)
+    names = dict.fromkeys(one.name for one in said)
+    ours = {"WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE"}
+    said += _from_environment([name for name in names if name not in ours], request.environment)
+    return fold(said)
+
+
+def _env_from_yaml(gathered: Gathered, variables: Mapping[str, str]) -> Iterator[Candidate]:
+    for entry in gathered.file.env_vars:
+        if is_secret(entry.name):
+            raise ConfigError(
+                f"{entry.place}: {entry.name} is a secret and does not belong in a file; "
+                f"export {entry.name} in the shell instead"
+            )
+        value = expand(entry.words[0], variables, place=entry.place)
+        origin = Origin(layer="model", place=entry.place)
+        yield Candidate(name=entry.name, value=value or "", origin=origin)
+
+
+def _from_environment(names: Iterable[str], given: Mapping[str, str]) -> Iterator[Candidate]:
+    """What the caller exported under these names: it beats the files."""
+    for name in names:
+        if name in given and not name.startswith("MOE_BENCH_"):
+            origin = Origin(layer="environment", place="environment")
+            yield Candidate(name=name, value=given[name], origin=origin)
+
+
+def _overridden_notes(knobs: Mapping[str, Setting]) -> Iterator[str]:
+    """A .conf that assigns without looking beats the caller: never in silence."""
+    for name, setting in knobs.items():
+        for lost in setting.overrode:
+            if lost.origin.layer == "environment" and setting.origin.layer in (
+                "cluster",
+                "runtime",
+                "common",
+            ):
+                yield (
+                    f"{name}={lost.value} (environment) is overridden by {setting.origin.place}, which sets "
+                    f"{name}={setting.value} whatever the environment says"
+                )
+
+
+def refuse_placeholders(run: ResolvedRun) -> None:
+    """Raises ConfigError when a value of the run still is a template's YOUR_... or your_own_..."""
+    for group in (run.knobs, run.env, run.args):
+        for name, setting in group.items():
+            match = PLACEHOLDER.search(setting.value)
+            if match and name != "TRAINING_PARAMS":
+                joint = "=" if name in KNOBS or group is run.env else " "
+                raise ConfigError(
+                    f"{name}{joint}{setting.value} ({setting.origin.place}) still holds the placeholder "
+                    f"{match[0]!r}; put your own value there"
+                )

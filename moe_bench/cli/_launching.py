@@ -1,0 +1,74 @@
+"""What every launch does before it is handed over: resolve, say aloud, dry run or run directory."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import moe_bench
+from moe_bench.arguments.resolve import Identity, resolve_run
+from moe_bench.config.gather import DEFAULT_MODEL, Request
+from moe_bench.config.machine import Machine, probe
+from moe_bench.config.run import ResolvedRun
+from moe_bench.config.sources import process_environment
+from moe_bench.errors import ConfigError
+from moe_bench.launch.launcher import LaunchPlan
+
+PROJECT = Path(moe_bench.__file__).parents[1]
+"""Where the presets and .conf files are, unless WORKSPACE names another folder."""
+
+
+def request_of(words: Sequence[str], *, local: bool) -> Request:
+    """The caller's wish: environment and trailing words."""
+    environment = process_environment()
+    project = Path(environment.get("WORKSPACE") or PROJECT)
+    return Request(environment=environment, words=tuple(words), project=project, local=local)
+
+
+def resolve(request: Request) -> tuple[ResolvedRun, Machine]:
+    """The complete run, and the machine it was resolved for."""
+    machine = probe(request.environment)
+    model = request.environment.get("MODEL") or DEFAULT_MODEL
+    return resolve_run(request, machine, Identity(run_id=_run_id(request, model))), machine
+
+
+def _run_id(request: Request, model: str) -> str:
+    given = request.environment.get("RUN_ID")
+    if not given:
+        return f"{model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    plain = given.replace("-", "").replace("_", "").replace(".", "")
+    if not (plain.isalnum() and plain.isascii()) or given.startswith("."):
+        raise ConfigError(
+            f"RUN_ID={given!r} (environment) names a directory; use letters, digits and . _ - only"
+        )
+    return given
+
+
+def announce(run: ResolvedRun, request: Request) -> None:
+    """Everything a user did not ask for in so many words, on standard error."""
+    if not request.environment.get("MODEL"):
+        _say(
+            f"MODEL is not set: training {DEFAULT_MODEL}, a small model that a CPU trains in minutes"
+        )
+    if run.rehearsal:
+        _say(
+            f"REHEARSAL: a shrunken stand-in, NOT {run.model}; its speed and loss say nothing about the real model"
+        )
+    for one in run.substitutions:
+        _say(f"substituted: {one.asked} -> {one.used} ({one.reason})")
+    for note in run.notes:
+        _say(f"note: {note}")
+
+
+def dry_run(plan: LaunchPlan) -> None:
+    """The script's bytes on standard output and nothing else there; its hash on standard error."""
+    sys.stdout.write(plan.script)
+    sys.stdout.flush()
+    _say(f"dry run: nothing was started or written; sha256 {plan.sha256}")
+
+
+def _say(line: str) -> None:
+    print(f"moe_bench: {line}", file=sys.stderr)
