@@ -1,0 +1,110 @@
+"""Arithmetic on weights: FP8 blocks to bfloat16 and back, widening, the search for values that are not numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BITS = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
+"""Unsigned type that holds an element of so many bytes."""
+
+_FIRST_NON_FINITE = {
+    "BF16": (np.int16, 0x7F80),
+    "F16": (np.int16, 0x7C00),
+    "F32": (np.int32, 0x7F800000),
+}
+
+
+def has_non_finite(raw: memoryview | bytes | bytearray, dtype: str) -> bool:
+    """Whether any element is NaN or infinite: two integer maxima, no copy."""
+    if dtype not in _FIRST_NON_FINITE or not len(raw):
+        return False
+    kind, limit = _FIRST_NON_FINITE[dtype]
+    signed = np.frombuffer(raw, dtype=kind)
+    sign = 1 << (8 * signed.itemsize - 1)
+    unsigned = signed.view(BITS[signed.itemsize])
+    return bool(int(signed.max()) >= limit or int(unsigned.max()) >= limit + sign)
+
+
+def _e4m3_values() -> Array:
+    """float32 value of each e4m3 code: the bits, moved to float16's place, are the value / 256."""
+    codes = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int16)
+    bits = ((codes & 0x7F) << 7) | (codes & np.int16(-32768))
+    values = bits.view(np.float16).astype(np.float32) * np.float32(256)
+    values[[0x7F, 0xFF]] = np.nan
+    return values
+
+
+E4M3 = _e4m3_values()
+
+
+def to_bfloat16(values: Array) -> Array:
+    """float32 to the bits of bfloat16, rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def dequantize(codes: Array, scales: Array, first_row: int, block: tuple[int, int]) -> Array:
+    """Bits of bfloat16(float32(e4m3 code) x scale) for rows first_row.. of a matrix; equal to the published formula.
+
+    codes: [rows, columns] uint8.  scales: [row blocks, column blocks] float32 of the whole matrix.
+    Within a block there are only 256 results, so each block is one small table and one look-up.
+    """
+    rows, columns = codes.shape
+    out = np.empty((rows, columns), np.uint16)
+    height, width = block
+    row = 0
+    while row < rows:
+        band = (first_row + row) // height
+        end = min(rows, (band + 1) * height - first_row)
+        tables = to_bfloat16(scales[band][:, None] * E4M3)
+        for j in range(len(tables)):
+            at = slice(j * width, min(columns, (j + 1) * width))
+            np.take(tables[j], codes[row:end, at], out=out[row:end, at], mode="clip")
+        row = end
+    return out
+
+
+def requantize(bits: Array, scales: Array, first_row: int, block: tuple[int, int]) -> Array | None:
+    """The e4m3 codes that dequantise to exactly these bfloat16 bits; None when there are none."""
+    rows, columns = bits.shape
+    out = np.empty((rows, columns), np.uint8)
+    height, width = block
+    inverse = np.zeros(1 << 16, np.uint8)
+    row = 0
+    while row < rows:
+        band = (first_row + row) // height
+        end = min(rows, (band + 1) * height - first_row)
+        tables = to_bfloat16(scales[band][:, None] * E4M3)
+        for j in range(len(tables)):
+            at = slice(j * width, min(columns, (j + 1) * width))
+            inverse[tables[j]] = np.arange(256, dtype=np.uint8)
+            found = inverse[bits[row:end, at]]
+            if not np.array_equal(tables[j][found], bits[row:end, at]):
+                return None
+            out[row:end, at] = found
+        row = end
+    return out
+
+
+def widen(raw: memoryview | bytes, dtype: str) -> Array:
+    """F16 or BF16 to float32, exactly."""
+    if dtype == "BF16":
+        return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, np.float16).astype(np.float32)
+
+
+def narrow(raw: memoryview | bytes, dtype: str) -> Array:
+    """float32 to F16 or BF16, rounded to nearest even."""
+    values = np.frombuffer(raw, np.float32)
+    return to_bfloat16(values) if dtype == "BF16" else values.astype(np.float16)

@@ -1,0 +1,188 @@
+"""What a model family is: which Hugging Face tensors make which Megatron tensor, as data.
+
+A `Family` is a table that is read at a glance. Each `Row` says: this Megatron key holds these Hugging Face tensors, one
+below the other. Sizes are words ("A*D H" is a matrix of heads x head size rows and hidden size columns), and each word
+is defined once per family by the keys of config.json.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moe_bench.errors import CheckpointError
+
+LayerKind = Literal["dense", "moe"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a matrix lies inside a Hugging Face tensor that is not simply its rows."""
+
+    transpose: bool = False
+    """The file holds the transposed matrix."""
+    start: int = 0
+    step: int = 1
+    """Rows `start::step` of the (transposed) matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a Megatron matrix, and the Hugging Face tensor that holds them."""
+
+    name: str
+    """Name below the layer's prefix; `{e}` is the expert. Without `{e}` in an expert row, the tensor's first axis is the expert."""
+    shape: str
+    """Size words of the matrix (of one expert)."""
+    view: View | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One Megatron tensor of a layer (or of the whole model)."""
+
+    key: str
+    """Key below the layer's prefix, as Transformer Engine's layer spec writes it."""
+    parts: tuple[Part, ...]
+    """Stacked along the first axis, in this order."""
+    local: str | None = None
+    """The key that the local layer spec uses, where it differs."""
+    groups: str | None = None
+    """Size word: the parts are interleaved in so many groups (grouped-query attention)."""
+    experts: bool = False
+    """One matrix for each of E experts; the expert is an axis of the Megatron tensor."""
+    when: str | None = None
+    """A key of config.json that must be truthy (`!key`: falsy) for the row to exist."""
+    dtype: str | None = None
+    """The type that Megatron stores, whatever the source's (F32 for the expert bias)."""
+
+
+def one(key: str, name: str, shape: str, **more: Any) -> Row:
+    """One tensor, copied as it is."""
+    return Row(key=key, parts=(Part(name, shape),), **more)
+
+
+def gate_up(key: str, gate: str, up: str, shape: str, **more: Any) -> Row:
+    """A gated MLP's first linear: gate rows, then up rows. `shape` is that of each."""
+    return Row(key=key, parts=(Part(gate, shape), Part(up, shape)), **more)
+
+
+def qkv(key: str, names: str, columns: str, *, q: str = "A*D", **more: Any) -> Row:
+    """Grouped-query attention: of each group its query heads, then k, then v. `names` contains `{q,k,v}`."""
+    q_name, k_name, v_name = (names.replace("{q,k,v}", letter) for letter in "qkv")
+    parts = (
+        Part(q_name, f"{q} {columns}"),
+        Part(k_name, f"G*D {columns}"),
+        Part(v_name, f"G*D {columns}"),
+    )
+    return Row(key=key, parts=parts, groups="G", **more)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """A model architecture's tables."""
+
+    name: str
+    architectures: tuple[str, ...]
+    """As in config.json."""
+    sizes: Mapping[str, str]
+    """Size word -> where config.json has it: alternatives separated by ` | `, each a key or a formula of other words."""
+    attention: tuple[Row, ...]
+    """Rows of every layer: norms and attention."""
+    dense: tuple[Row, ...] = ()
+    """Rows of a layer with a dense MLP."""
+    moe: tuple[Row, ...] = ()
+    """Rows of a layer with experts."""
+    model: tuple[Row, ...] = ()
+    """Rows outside the layers, with whole names."""
+    mtp: tuple[Row, ...] = ()
+    """Rows of a multi-token-prediction layer beside its transformer layer."""
+    mtp_layers: str | None = None
+    """Key of config.json: number of multi-token-prediction layers after the last one."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Name in an MTP layer -> whole name of the tensor that it must equal. Dropped on import, restored on export."""
+    is_dense: Callable[[Mapping[str, Any], int], bool] = lambda _config, _layer: False
+    """Whether a layer of this index has a dense MLP."""
+    per_layer_keys: bool = False
+    """True when Megatron trains this family with a list as moe-layer-freq, and thus names each layer in the key."""
+    layer_prefix: str = "model.layers.{layer}."
+    ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    """Patterns of source tensors that hold no weight."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Megatron flag -> a size word, or a literal after `=`; see `megatron_flags`."""
+    refuse: Mapping[str, str] = field(default_factory=dict)
+    """Key of config.json that must be falsy -> why this family cannot be converted with it."""
+
+
+def first_k_dense(config: Mapping[str, Any], layer: int) -> bool:
+    """DeepSeek's and GLM's rule: the first `first_k_dense_replace` layers, then every `moe_layer_freq`-th is MoE."""
+    frequency = config.get("moe_layer_freq", 1) or 1
+    return layer < int(config.get("first_k_dense_replace") or 0) or layer % frequency != 0
+
+
+def sparse_step(config: Mapping[str, Any], layer: int) -> bool:
+    """Qwen's rule: `mlp_only_layers`, and every layer that `decoder_sparse_step` skips."""
+    step = int(config.get("decoder_sparse_step") or 1)
+    return layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Values of a family's size words for one config.json."""
+
+    values: Mapping[str, int]
+
+    def shape(self, words: str) -> tuple[int, ...]:
+        """`"A*D H"` -> (heads x head size, hidden size)."""
+        return tuple(self.number(word) for word in words.split())
+
+    def number(self, word: str) -> int:
+        """Value of a word, a product, a quotient or a sum of them, without spaces."""
+        return sum(self._product(term) for term in word.split("+"))
+
+    def _product(self, term: str) -> int:
+        dividend, *divisors = term.split("/")
+        value = math.prod(self._atom(atom) for atom in dividend.split("*"))
+        for divisor in divisors:
+            value //= self._atom(divisor)
+        return value
+
+    def _atom(self, atom: str) -> int:
+        return int(atom) if atom.isdecimal() else self.values[atom]
+
+
+def read_sizes(family: Family, config: Mapping[str, Any]) -> Sizes:
+    """Evaluate the size words in order. Raises CheckpointError naming the key that config.json lacks."""
+    values: dict[str, int] = {}
+    for word, alternatives in family.sizes.items():
+        values[word] = _size(family, config, word, alternatives.split(" | "), Sizes(values))
+    return Sizes(values)
+
+
+def _size(
+    family: Family, config: Mapping[str, Any], word: str, alternatives: list[str], known: Sizes
+) -> int:
+    for choice in alternatives:
+        if re.fullmatch(r"[a-z][a-z0-9_]*", choice):
+            value = config.get(choice)
+            if value is None:
+                continue
+            if type(value) is not int or not 0 < value < 2**40:
+                raise CheckpointError(
+                    f"config.json: {choice} = {value!r} is not a positive whole number"
+                )
+            return value
+        return known.number(choice)
+    raise CheckpointError(
+        f"config.json has none of {', '.join(alternatives)} (the {word} of family {family.name!r})"
+    )
+
+
+def holds(when: str | None, config: Mapping[str, Any]) -> bool:
+    """Whether a row's condition is met."""
+    if when is None:
+        return True
+    return not config.get(when[1:]) if when.startswith("!") else bool(config.get(when))

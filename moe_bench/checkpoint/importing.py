@@ -1,0 +1,363 @@
+"""Hugging Face -> torch_dist: runs a plan, resumes it, commits it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_bench.checkpoint.dtypes import DTYPES
+from moe_bench.checkpoint.fingerprint import tool
+from moe_bench.checkpoint.layout import extra_states
+from moe_bench.checkpoint.metadata import Box, Metadata, ObjectEntry, TensorEntry, dump
+from moe_bench.checkpoint.plan import Plan, Unit
+from moe_bench.checkpoint.side_file import write_scales
+from moe_bench.checkpoint.torchsave import object_stream
+from moe_bench.checkpoint.workers import Work, run_tasks
+from moe_bench.errors import CheckpointError
+from moe_bench.units import format_bytes
+
+TRACKER = "latest_checkpointed_iteration.txt"
+MANIFEST = "moe_bench_manifest.json"
+RELEASE = "release"
+CARRIED = "hf"
+"""Folder of the files carried along: configuration, tokenizer, licence."""
+LEDGER = ".convert"
+"""Folder of the work in progress; gone once the checkpoint is whole."""
+OBJECTS = "__objects_0.distcp"
+COMMON = {
+    "checkpoint_version": 3.0,
+    "iteration": 0,
+    "content_metadata": {"singleton_local_shards": False},
+}
+"""Smallest common state that loads; without checkpoint_version Megatron reorders QKV as it did before version 1."""
+_LOCK_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportOptions:
+    """How to run; none of it changes the bytes written."""
+
+    processes: int = 2
+    memory_bytes: int = 512 << 20
+    """Anonymous memory of all processes together."""
+    node: int = 0
+    """This machine's number, from 0."""
+    nodes: int = 1
+    """Machines that share the work through the output folder."""
+    allow_non_finite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportResult:
+    """What became of it."""
+
+    units_written: int
+    units_reused: int
+    units_elsewhere: int
+    """Left to other nodes; the checkpoint is not whole until they are done."""
+    num_bytes: int
+    """Bytes written by this call."""
+    seconds: float
+
+
+BASE_BYTES = 28 << 20
+"""Anonymous memory of a process that holds no tensor (measured)."""
+_BUFFERS_PER_PROCESS = 6
+"""A block as it is read, as FP8 looks it up (index, table, result), and as it is written."""
+
+
+def buffer_bytes(options: ImportOptions, largest_row: int) -> int:
+    """Bytes that each worker may read at once. Raises CheckpointError when the budget is too small."""
+    plan_bytes = BASE_BYTES * (options.processes + 1)
+    budget = (options.memory_bytes - plan_bytes) // (options.processes * _BUFFERS_PER_PROCESS)
+    if budget < max(1 << 20, largest_row):
+        least = plan_bytes + options.processes * _BUFFERS_PER_PROCESS * max(1 << 20, largest_row)
+        raise CheckpointError(
+            f"--memory-mib {options.memory_bytes >> 20} is too little for {options.processes} processes; "
+            f"at least {-(-least >> 20)} are needed (or fewer --processes)"
+        )
+    return min(budget, 8 << 20)
+
+
+def run_import(
+    plan: Plan,
+    out: Path,
+    options: ImportOptions,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ImportResult:
+    """Write the checkpoint, or what is missing of it. Raises CheckpointError; `out` is then not a checkpoint yet.
+
+    A finished checkpoint of the same plan is left as it is; any other content of `out` is refused.
+    """
+    started = time.monotonic()
+    if _finished(plan, out):
+        return ImportResult(
+            units_written=0,
+            units_reused=len(plan.units),
+            units_elsewhere=0,
+            num_bytes=0,
+            seconds=0.0,
+        )
+    _prepare(plan, out)
+    with _lock(out, options.node):
+        own = [unit for unit in plan.units if unit.index % options.nodes == options.node]
+        todo = [unit for unit in own if _ledger(plan, out, unit) is None]
+        _check_space(out, sum(unit.num_bytes for unit in todo))
+        _write_units(plan, out, todo, options, on_progress)
+        missing = [unit for unit in plan.units if _ledger(plan, out, unit) is None]
+        if not missing and not _finished(plan, out):
+            _check_copies(plan)
+            _commit(plan, out)
+    return ImportResult(
+        units_written=len(todo),
+        units_reused=len(own) - len(todo),
+        units_elsewhere=len(missing),
+        num_bytes=sum(unit.num_bytes for unit in todo),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _finished(plan: Plan, out: Path) -> bool:
+    """Whether `out` already holds this very checkpoint. Raises when it holds another."""
+    if not (out / TRACKER).exists():
+        return False
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads((out / MANIFEST).read_bytes()).get("plan") == plan.hash:
+            return True
+    raise CheckpointError(
+        f"{out} already holds a whole checkpoint of another source or other options; "
+        "nothing was written; name another folder or remove it yourself"
+    )
+
+
+def _prepare(plan: Plan, out: Path) -> None:
+    ledger = out / LEDGER
+    try:
+        if out.exists() and not ledger.is_dir() and any(out.iterdir()):
+            raise CheckpointError(
+                f"{out} is not empty and not an unfinished import; name another folder"
+            )
+        ledger.mkdir(parents=True, exist_ok=True)
+        (out / RELEASE).mkdir(exist_ok=True)
+        stated = ledger / "plan"
+        if not stated.exists():
+            write_whole(stated, plan.hash.encode())
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
+    if stated.read_text() != plan.hash:
+        raise CheckpointError(
+            f"{out} holds an unfinished import of another source, other options or another version; "
+            "finish that one with its own command, or remove the folder"
+        )
+
+
+@contextmanager
+def _lock(out: Path, node: int) -> Iterator[None]:
+    """Held by the parent and, through fork, by every worker: a second run waits until the first one's are gone."""
+    path = out / LEDGER / f"lock-{node}"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        f"{path} is held: another convert is writing to {out} as node {node}"
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise CheckpointError(
+            f"{out}: {format_bytes(needed)} are still to be written and {format_bytes(free)} are free"
+        )
+
+
+def _ledger(plan: Plan, out: Path, unit: Unit) -> list[int] | None:
+    """The unit's CRCs if it was finished by this plan and its file is whole, else None."""
+    try:
+        entry = json.loads((out / LEDGER / f"unit-{unit.index}").read_bytes())
+        size = (out / RELEASE / unit.file).stat().st_size
+    except (OSError, ValueError):
+        return None
+    return entry if size == unit.num_bytes and isinstance(entry, list) else None
+
+
+def _write_units(
+    plan: Plan,
+    out: Path,
+    todo: list[Unit],
+    options: ImportOptions,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    if not todo:
+        return
+    largest_row = max(t.num_bytes // t.shape[0] for t in plan.source.tensors.values() if t.shape)
+    limit = buffer_bytes(options, largest_row)
+
+    def start() -> Work:
+        # numpy is imported by the worker: the parent stays small and single-threaded, so that forking is safe
+        from moe_bench.checkpoint.unit_writer import UnitWriter  # noqa: PLC0415
+
+        writer = UnitWriter(
+            plan, out / RELEASE, buffer_bytes=limit, allow_non_finite=options.allow_non_finite
+        )
+
+        def work(unit: Unit) -> None:
+            crcs = writer.write(unit)
+            write_whole(out / LEDGER / f"unit-{unit.index}", json.dumps(crcs).encode())
+
+        return work
+
+    total, done = sum(unit.num_bytes for unit in todo), 0
+    for position, _ in run_tasks(todo, start, processes=options.processes):
+        done += todo[position].num_bytes
+        on_progress(done, total)
+
+
+def _check_copies(plan: Plan) -> None:
+    """Redundant tensors are dropped only when they equal what they copy. Raises CheckpointError naming both."""
+    for name, original in plan.model_map.copies.items():
+        ours, theirs = plan.source.tensors.get(name), plan.source.tensors[original]
+        if ours is None:
+            continue
+        with ours.file.open("rb") as a, theirs.file.open("rb") as b:
+            a.seek(ours.offset)
+            b.seek(theirs.offset)
+            for at in range(0, ours.num_bytes, 1 << 20):
+                count = min(1 << 20, ours.num_bytes - at)
+                if a.read(count) != b.read(count):
+                    raise CheckpointError(
+                        f"{ours.file}: tensor {name!r} differs from {original!r}, of which Megatron keeps one copy"
+                    )
+
+
+def _commit(plan: Plan, out: Path) -> None:
+    """Everything that makes the folder a checkpoint, the tracker last. Safe to repeat, alone or by several nodes."""
+    release = out / RELEASE
+    crcs = [_ledger(plan, out, unit) for unit in plan.units]
+    common = object_stream(pickle.dumps([COMMON], protocol=2))
+    empty = object_stream(pickle.dumps([None], protocol=2))
+    write_whole(release / OBJECTS, empty + common)
+    write_whole(release / "common.pt", object_stream(pickle.dumps(COMMON, protocol=2)))
+    write_whole(release / ".metadata", dump(_metadata(plan, len(empty), len(common))))
+    carried = _carry(plan, out / CARRIED)
+    if plan.scale_block:
+        write_scales(plan, out)
+    backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    write_whole(release / "metadata.json", json.dumps(backend).encode())
+    write_whole(out / MANIFEST, _manifest(plan, crcs, carried))
+    for folder in (release, out):
+        _sync_folder(folder)
+    write_whole(out / TRACKER, RELEASE.encode())
+    shutil.rmtree(out / LEDGER, ignore_errors=True)
+
+
+def _metadata(plan: Plan, empty_bytes: int, common_bytes: int) -> Metadata:
+    boxes: list[list[Box]] = [[] for _ in plan.tensors]
+    for unit in plan.units:
+        for i, chunk in enumerate(unit.chunks):
+            start = unit.offsets[i]
+            box = Box(chunk.offsets, chunk.sizes, unit.file, start, unit.offsets[i + 1] - start)
+            boxes[chunk.tensor].append(box)
+    tensors: dict[str, TensorEntry] = {}
+    objects = {"common_state/shard_0_1": ObjectEntry(OBJECTS, empty_bytes, common_bytes)}
+    for planned, own in zip(plan.tensors, boxes, strict=True):
+        entry = TensorEntry(planned.dtype, planned.tensor.global_shape, tuple(sorted(own)))
+        for key in (planned.tensor.key, *planned.tensor.aliases):
+            tensors[key] = entry
+            for name in extra_states(key, planned.tensor.lead, plan.model_map.dialect):
+                objects[name] = ObjectEntry(OBJECTS, 0, empty_bytes)
+    return Metadata(tensors, objects)
+
+
+def _carry(plan: Plan, folder: Path) -> dict[str, str]:
+    """Copy the small files verbatim; their SHA-256 by name."""
+    import hashlib  # noqa: PLC0415 - only here
+
+    folder.mkdir(exist_ok=True)
+    digests = {}
+    for path in plan.source.carried:
+        data = path.read_bytes()
+        write_whole(folder / path.name, data)
+        digests[path.name] = hashlib.sha256(data).hexdigest()
+    return digests
+
+
+def _manifest(plan: Plan, crcs: list[list[int] | None], carried: Mapping[str, str]) -> bytes:
+    changed = {
+        piece.name: plan.source.tensors[piece.name].dtype
+        for planned in plan.tensors
+        for matrix in planned.tensor.matrices
+        for piece in matrix.pieces
+        if plan.source.tensors[piece.name].dtype != planned.dtype
+    }
+    dropped = [name for name in plan.model_map.copies if name in plan.source.tensors]
+    table: dict[str, Any] = {
+        "tool": tool(),
+        "plan": plan.hash,
+        "family": plan.model_map.family.name,
+        "dialect": plan.model_map.dialect,
+        "layer_keys": plan.model_map.layer_keys,
+        "scale_block": plan.scale_block,
+        "sources": [
+            {"name": f.name, "size": f.size, "header_sha256": f.header_sha256}
+            for f in plan.source.files
+        ],
+        "carried_sha256": dict(carried),
+        "source_dtypes": _grouped(changed),
+        "dropped_copies": dropped,
+        "files": [
+            {"name": unit.file, "size": unit.num_bytes, "payload_crc32": crc}
+            for unit, crc in zip(plan.units, crcs, strict=True)
+        ],
+    }
+    return json.dumps(table, indent=1).encode()
+
+
+def _grouped(dtypes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names by type, so that an FP8 model's manifest stays readable."""
+    grouped: dict[str, list[str]] = {}
+    for name, dtype in dtypes.items():
+        grouped.setdefault(dtype, []).append(name)
+    return grouped
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file so that it is whole or absent, even after a power failure."""
+    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return DTYPES[dtype].itemsize
