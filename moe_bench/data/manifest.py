@@ -1,0 +1,74 @@
+"""`PREFIX.json`: what the dataset was made of, and the flags that train on it. The same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_bench.errors import DataError
+
+if TYPE_CHECKING:  # a manifest is read without numpy
+    from moe_bench.data.tokenizer import TokenizerFacts
+
+FORMAT = 1
+
+
+def manifest_path(prefix: Path) -> Path:
+    """Beside the dataset."""
+    return prefix.with_name(prefix.name + ".json")
+
+
+def read_manifest(prefix: Path) -> dict[str, Any] | None:
+    """None when there is none. Raises DataError when it is damaged."""
+    path = manifest_path(prefix)
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a manifest: {error}") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise DataError(f"{path}: not a manifest of format {FORMAT}; prepare the data again")
+    return value
+
+
+def tokenizer_entry(facts: TokenizerFacts) -> dict[str, Any]:
+    """The manifest's `tokenizer` and `megatron_arguments`."""
+    return {
+        "kind": facts.kind,
+        "path": facts.path,
+        "sha256": facts.sha256,
+        "vocab_size": facts.vocab_size,
+        "eod": facts.eod,
+        "megatron_arguments": list(facts.megatron_arguments),
+        "megatron_arguments_before_0.18": list(facts.megatron_arguments_before_018),
+    }
+
+
+def library_versions(facts: TokenizerFacts) -> dict[str, str]:
+    """Of what decides the bytes."""
+    library = {"huggingface": "tokenizers", "sentencepiece": "sentencepiece"}.get(facts.kind)
+    names = ["numpy", *([library] if library else [])]
+    return {name: _version(name) for name in names}
+
+
+def file_sha256(path: Path) -> str:
+    """Read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def to_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """Readable, stable."""
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
