@@ -11,3 +11,6 @@ lock() { # lock FILE [EXTRA...]
 lock dev.txt --extra dev
 lock train.txt --extra train --constraint locks/dev.txt
 lock login.txt --constraint locks/dev.txt
+# For images that bring torch, CUDA and their kin of their own: everything else a rank needs, installed with --no-deps.
+mapfile -t brought < <(grep -oE '^(torch|triton|numpy|setuptools|nvidia-[a-z0-9-]+|cuda-[a-z]+)(==)' locks/train.txt | tr -d = | grep -v nvidia-ml-py)
+lock container.txt --extra train --constraint locks/dev.txt "${brought[@]/#/--no-emit-package=}"
