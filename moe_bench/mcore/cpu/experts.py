@@ -1,0 +1,251 @@
+"""Grouped experts on a CPU: one matrix product over all local experts at a time.
+
+Letters in shapes: E local experts, T tokens routed to them (sorted by expert), I inputs, O outputs of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedStateDict,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.moe.experts import TEGroupedMLP
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
+
+from moe_bench.mcore.cpu.sharding import Offsets
+
+
+class GroupedLinear(torch.nn.Module):
+    """The same linear layer of every local expert, their weights in one parameter [E, O, I].
+
+    Stands in for `TEColumnParallelGroupedLinear` and `TERowParallelGroupedLinear`. The initial weights of all
+    experts are drawn on every rank, which keeps its own: they do not depend on EP or ETP. Megatron's local experts
+    (`SequentialMLP` with --use-cpu-initialization, 0.19.2) start as copies of one another across EP ranks.
+    """
+
+    split: Literal["column", "row"]
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        init_method: Callable[[torch.Tensor], object],
+        bias: bool,
+        skip_bias_add: bool,
+        pg_collection: ProcessGroupCollection,
+        **_: object,
+    ) -> None:
+        super().__init__()
+        self.num_local_experts = num_local_experts
+        self.skip_bias_add = skip_bias_add
+        self.ep_group, self.tp_group = pg_collection.ep, pg_collection.expt_tp
+        self.stride = self.pieces(config)
+        axis = 0 if self.split == "column" else 1
+        shape = [output_size, input_size]
+        shape[axis] //= self.tp_group.size()
+        self.weight = torch.nn.Parameter(
+            torch.empty(num_local_experts, *shape, dtype=config.params_dtype)
+        )
+        if config.perform_initialization:
+            self._draw(init_method, (output_size, input_size), axis)
+        self.bias: torch.nn.Parameter | None = None
+        if bias:
+            self.bias = torch.nn.Parameter(
+                torch.zeros(num_local_experts, shape[0], dtype=config.params_dtype)
+            )
+        self._mark(config, axis)
+
+    @staticmethod
+    def pieces(config: TransformerConfig) -> int:
+        """Return how many weights lie one after the other in this one, each split over the ranks."""
+        del config
+        return 1
+
+    def _mark(self, config: TransformerConfig, axis: int) -> None:
+        """Set the attributes by which Megatron's DDP and optimizer choose a parameter's groups."""
+        own_groups = config.expert_model_parallel_size > 1 or (
+            config.expert_tensor_parallel_size != config.tensor_model_parallel_size
+        )
+        for parameter in self.parameters():
+            parameter.allreduce = not own_groups
+        set_tensor_model_parallel_attributes(
+            self.weight, is_parallel=True, dim=axis + 1, stride=self.stride
+        )
+        if self.bias is not None and self.split == "column":
+            set_tensor_model_parallel_attributes(
+                self.bias, is_parallel=True, dim=1, stride=self.stride
+            )
+
+    @torch.no_grad()
+    def _draw(
+        self, init_method: Callable[[torch.Tensor], object], shape: tuple[int, int], axis: int
+    ) -> None:
+        """Draw every expert's whole weight in turn and keep this rank's part of its own experts."""
+        first = self.ep_group.rank() * self.num_local_experts
+        parts = self.tp_group.size()
+        for expert_id in range(self.num_local_experts * self.ep_group.size()):
+            whole = torch.empty(shape)
+            init_method(whole)
+            local = expert_id - first
+            if 0 <= local < self.num_local_experts:
+                pieces = whole.chunk(parts * self.stride, dim=axis)[self.tp_group.rank() :: parts]
+                self.weight[local].copy_(torch.cat(pieces, dim=axis))
+
+    def forward(
+        self, x: torch.Tensor, tokens_per_expert: Sequence[int]
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """Return each token times its expert's weight, and the biases still to be added by expert.
+
+        x: [T, I], sorted by expert; result: [T, O].
+        """
+        output = grouped_linear(x, self.weight, tokens_per_expert)
+        if self.bias is None:
+            return output, None
+        if self.skip_bias_add:
+            return output, list(self.bias.unbind())
+        counts = torch.tensor(tokens_per_expert)
+        return output + self.bias.repeat_interleave(counts, dim=0, output_size=x.shape[0]), None
+
+    def backward_dw(self) -> None:
+        """Do nothing: the weights' gradient is never delayed here."""
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, object] | None = None,
+    ) -> ShardedStateDict:
+        """Return one factory a parameter, which cuts it into the experts' own tensors on disk."""
+        raise NotImplementedError("GroupedMLP.sharded_state_dict lays the experts out")
+
+
+class ColumnParallelGroupedLinear(GroupedLinear):
+    """Experts' first layer: each expert-tensor-parallel rank holds part of the outputs."""
+
+    split = "column"
+
+    @staticmethod
+    def pieces(config: TransformerConfig) -> int:
+        """Return 2 when gate and up projection share the weight, else 1."""
+        return 2 if config.gated_linear_unit else 1
+
+
+class RowParallelGroupedLinear(GroupedLinear):
+    """Experts' second layer: each expert-tensor-parallel rank holds part of the inputs."""
+
+    split = "row"
+
+
+class GroupedMLP(TEGroupedMLP):
+    """Megatron's grouped experts over GroupedLinear; on disk the same keys and shapes as SequentialMLP's."""
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, object] | None = None,
+    ) -> ShardedStateDict:
+        """Return each parameter as a factory of the experts' tensors, under `experts.linear_fc1.weight` etc."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        assert not metadata.get("singleton_local_shards", False), (
+            "singleton_local_shards is not supported by the CPU's grouped experts"
+        )
+        result: ShardedStateDict = {}
+        for layer_name in ("linear_fc1", "linear_fc2"):
+            layer = getattr(self, layer_name)
+            for name, parameter in layer.named_parameters():
+                key = f"{prefix}experts.{layer_name}.{name}"
+                result[f"{prefix}{layer_name}.{name}"] = self._factory(
+                    layer, parameter, key, sharded_offsets
+                )
+        return result
+
+    def _factory(
+        self, layer: GroupedLinear, parameter: torch.nn.Parameter, key: str, offsets: Offsets
+    ) -> ShardedTensorFactory:
+        """Return the factory that cuts parameter by expert, and a gated first layer into its two halves."""
+        # The optimizer calls build_fn with its own tensors of the parameter's shape in place of the parameter.
+        experts = self.num_local_experts
+        first, total = layer.ep_group.rank() * experts, layer.ep_group.size() * experts
+        tp_rank, tp_size = layer.tp_group.rank(), layer.tp_group.size()
+        axis = getattr(parameter, "partition_dim", -1) if tp_size > 1 else -1
+        pieces = layer.stride
+        shared_by_tp = tp_rank if axis < 0 else 0
+        dp_rank = self.dp_rank()
+
+        @torch.no_grad()
+        def build(
+            key: str, tensor: torch.Tensor, replica_id: object, flattened_range: slice | None
+        ) -> list[ShardedTensor]:
+            assert flattened_range is None, "flattened optimizer shards have no expert axis"
+            built = []
+            for local in range(experts):
+                outer = (*offsets, (len(offsets), first + local, total))
+                for piece, part in enumerate(tensor[local].chunk(pieces, dim=0)):
+                    inner = _inner_offset(axis, tp_rank, tp_size, piece, pieces, len(outer))
+                    built.append(
+                        ShardedTensor.from_rank_offsets(
+                            key,
+                            part,
+                            *outer,
+                            *inner,
+                            replica_id=replica_id,
+                            prepend_axis_num=len(outer),
+                        )
+                    )
+            return built
+
+        @torch.no_grad()
+        def merge(parts: list[torch.Tensor]) -> torch.Tensor:
+            return torch.cat(parts).view(experts, -1, *parts[0].shape[1:])
+
+        return ShardedTensorFactory(key, parameter, build, merge, (0, shared_by_tp, dp_rank))
+
+    def dp_rank(self) -> int:
+        """Return this rank's place among those that hold the same experts."""
+        return int(self.expert_dp_group.rank())
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: object,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(num_local_experts, config, submodules, pg_collection, name)
+        self.expert_dp_group = pg_collection.expt_dp
+
+
+def _inner_offset(
+    axis: int, tp_rank: int, tp_size: int, piece: int, pieces: int, outer: int
+) -> list[tuple[int, int, int]]:
+    """Return where one expert's part lies in its whole tensor, as Megatron's (axis, position, parts).
+
+    axis counts the expert axis: 1 for outputs, 2 for inputs, negative when the tensor is not split over ranks.
+    """
+    if axis > 1:
+        return [(axis - 1 + outer, tp_rank, tp_size)]
+    ranks = tp_size if axis == 1 else 1
+    position = piece * ranks + (tp_rank if axis == 1 else 0)
+    return [(outer, position, ranks * pieces)] if ranks * pieces > 1 else []
+
+
+def grouped_linear(
+    x: torch.Tensor, weight: torch.Tensor, tokens_per_expert: Sequence[int]
+) -> torch.Tensor:
+    """Return x[t] @ weight[expert of t].T; x: [T, I] sorted by expert, weight: [E, O, I] -> [T, O]."""
+    ends = torch.tensor(tokens_per_expert).cumsum(0).to(torch.int32)
+    return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)

@@ -1,0 +1,226 @@
+"""Which layer Megatron builds on a CPU in place of one that needs a GPU library, and why.
+
+Megatron chooses layers through a `BackendSpecProvider` (megatron/core/models/backends.py, 0.19.2). `CpuSpecProvider`
+is the one for CPU ranks; its arrangement of layers, and so the names in a checkpoint, is Transformer Engine's.
+`reference_layers()` puts it wherever Megatron would take its local or Transformer Engine's provider.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, SequentialMLP
+
+from moe_bench.mcore.cpu.attention import CoreAttention
+from moe_bench.mcore.cpu.experts import (
+    ColumnParallelGroupedLinear,
+    GroupedMLP,
+    RowParallelGroupedLinear,
+)
+from moe_bench.mcore.cpu.linear import DuplicatedLinear, LayerNormColumnParallelLinear
+from moe_bench.mcore.cpu.norm import Norm
+
+SPECS = "megatron.core.models.gpt.gpt_layer_specs"
+VARIANTS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
+MLA = "megatron.core.transformer.multi_latent_attention"
+
+
+class CpuSpecProvider(BackendSpecProvider):
+    """The layers of a transformer that trains on CPU ranks."""
+
+    def linear(self) -> type:
+        """Return the linear layer that every tensor-parallel rank holds whole."""
+        return DuplicatedLinear
+
+    def column_parallel_linear(self) -> type:
+        """Return Megatron's own column-parallel linear layer."""
+        return ColumnParallelLinear
+
+    def row_parallel_linear(self) -> type:
+        """Return Megatron's own row-parallel linear layer."""
+        return RowParallelLinear
+
+    def fuse_layernorm_and_linear(self) -> bool:
+        """Return True: a norm belongs to the linear layer after it, as with Transformer Engine."""
+        return True
+
+    def column_parallel_layer_norm_linear(self) -> type:
+        """Return the norm and column-parallel linear layer in one module."""
+        return LayerNormColumnParallelLinear
+
+    def layer_norm(
+        self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False
+    ) -> type:
+        """Return the norm; it reads config.normalization, as Transformer Engine's does."""
+        del rms_norm, for_qk, has_residual
+        return Norm
+
+    def core_attention(self) -> type:
+        """Return scaled dot-product attention."""
+        return CoreAttention
+
+    def grouped_mlp_modules(self, moe_use_grouped_gemm: bool) -> Callable[..., Any]:
+        """Return the builder of the routed experts, grouped or one after the other."""
+        if moe_use_grouped_gemm:
+            grouped = GroupedMLPSubmodules(
+                linear_fc1=ColumnParallelGroupedLinear, linear_fc2=RowParallelGroupedLinear
+            )
+            return partial(GroupedMLP, submodules=grouped)
+        sequential = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        return partial(SequentialMLP, submodules=sequential)
+
+    def activation_func(self) -> None:
+        """Return None: the activation is config.activation_func."""
+
+
+def layer_spec(
+    num_experts: int | None = None,
+    moe_grouped_gemm: bool | None = False,
+    qk_layernorm: bool | None = False,
+    multi_latent_attention: bool | None = False,
+    *_ignored: object,
+    qk_l2_norm: bool | None = False,
+    **_choices_of_a_gpu_library: object,
+) -> Any:
+    """Return one decoder layer's spec. Stands in for `get_gpt_layer_local_spec`, with its parameters."""
+    specs = importlib.import_module(SPECS)
+    return specs.get_gpt_layer_with_transformer_engine_spec(
+        num_experts, moe_grouped_gemm, qk_layernorm, multi_latent_attention, qk_l2_norm=qk_l2_norm
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replacement:
+    """One thing of Megatron's that the reference layers stand in for."""
+
+    name: str
+    """What is replaced, as Megatron calls it."""
+    upstream: str
+    """File and version in which it was read."""
+    why: str
+    """What stops it on a CPU."""
+    by: Any
+    """What stands in its place."""
+    module: str
+    """Where the original is found; every module of Megatron's that imported it is changed too."""
+    attribute: str
+
+    @property
+    def by_name(self) -> str:
+        """The stand-in's name for people."""
+        return getattr(self.by, "__name__", repr(self.by))
+
+
+def _cpu_backend(*_args: object, **_options: object) -> CpuSpecProvider:
+    """Return the CPU's provider, whatever transformer_impl says."""
+    return CpuSpecProvider()
+
+
+def _replacement(module: str, attribute: str, by: Any, why: str) -> Replacement:
+    """Describe a replacement whose name is its attribute's and whose file is its module's."""
+    upstream = f"{module.replace('.', '/')}.py, megatron-core 0.19.2"
+    return Replacement(
+        name=attribute, upstream=upstream, why=why, by=by, module=module, attribute=attribute
+    )
+
+
+NO_TE = "Transformer Engine needs a GPU"
+REPLACEMENTS: tuple[Replacement, ...] = (
+    _replacement(
+        "megatron.core.models.backends",
+        "LocalSpecProvider",
+        CpuSpecProvider,
+        "its norm asserts no sequence parallelism, its attention no context parallelism",
+    ),
+    _replacement(
+        "megatron.core.models.backends",
+        "get_backend",
+        _cpu_backend,
+        "it would choose a provider by transformer_impl",
+    ),
+    _replacement(
+        "megatron.core.transformer.torch_norm",
+        "WrappedTorchNorm",
+        Norm,
+        "it asserts no sequence parallelism, no zero-centered gamma, no persist_layer_norm",
+    ),
+    _replacement(
+        "megatron.core.transformer.dot_product_attention",
+        "DotProductAttention",
+        CoreAttention,
+        "it asserts no context parallelism and takes no k_channels (MLA)",
+    ),
+    _replacement(
+        SPECS,
+        "get_gpt_layer_local_spec",
+        layer_spec,
+        "its parameter names on disk are not those of a GPU run with Transformer Engine",
+    ),
+    _replacement(SPECS, "TESpecProvider", CpuSpecProvider, NO_TE),
+    _replacement(SPECS, "TENorm", Norm, NO_TE),
+    _replacement(MLA, "TELinear", DuplicatedLinear, NO_TE),
+    _replacement(
+        VARIANTS,
+        "_get_backend_spec_provider",
+        _cpu_backend,
+        "it asserts transformer_impl == 'transformer_engine'",
+    ),
+)
+
+
+@contextmanager
+def reference_layers() -> Iterator[tuple[Replacement, ...]]:
+    """Make Megatron build the reference layers; undone on exit. Yields what was replaced, to be announced.
+
+    Enter before a script that imports Megatron's spec functions by name is loaded, or after: modules that already
+    hold an original are found and changed.
+    """
+    undo: list[tuple[ModuleType, str, Any]] = []
+    done = []
+    try:
+        for replacement in REPLACEMENTS:
+            home = importlib.import_module(replacement.module)
+            if not hasattr(home, replacement.attribute):
+                continue  # another release of Megatron
+            undo.extend(_replace(home, replacement))
+            done.append(replacement)
+        yield tuple(done)
+    finally:
+        for module, attribute, original in reversed(undo):
+            setattr(module, attribute, original)
+
+
+def _replace(home: ModuleType, replacement: Replacement) -> list[tuple[ModuleType, str, Any]]:
+    """Set the stand-in at home and wherever the original was imported by name; return what to restore."""
+    original = getattr(home, replacement.attribute)
+    places = [(home, replacement.attribute)]
+    if original is not None:
+        places += [
+            (module, attribute)
+            for module in _modules_that_use_megatron()
+            for attribute, value in list(vars(module).items())
+            if value is original and (module, attribute) != places[0]
+        ]
+    for module, attribute in places:
+        setattr(module, attribute, replacement.by)
+    return [(module, attribute, original) for module, attribute in places]
+
+
+def _modules_that_use_megatron() -> list[ModuleType]:
+    """Return the loaded modules of Megatron-LM, the scripts at its root among them."""
+    roots = ("megatron", "pretrain_gpt", "gpt_builders", "model_provider")
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in roots and isinstance(module, ModuleType)
+    ]
