@@ -11,7 +11,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # Version of Transformer Engine for the user-buffer build; the base's own is kept otherwise.
 ARG USER_BUFFERS=0
 ARG TRANSFORMER_ENGINE_COMMIT=99df881061ba6949081fdd8f00dccd0f617c6594
-RUN if [[ "$USER_BUFFERS" == 1 ]]; then \
+RUN if [ "$USER_BUFFERS" = 1 ]; then \
       unset PIP_CONSTRAINT \
       && NVTE_WITH_USERBUFFERS=1 MPI_HOME=/usr/local/mpi NVTE_FRAMEWORK=pytorch NVTE_CUDA_ARCHS="100a" \
          pip install --no-cache-dir --no-build-isolation \
