@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from moe_bench.cli._runs_folder import runs_folder_option
 from moe_bench.errors import LaunchError
 from moe_bench.launch import queue
 from moe_bench.launch.job import submissions
@@ -17,9 +18,9 @@ from moe_bench.results.manifest import locate_run
 @click.option(
     "--runs", "base", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
 )
-def command(run: str, base: Path) -> None:
+def command(run: str, runs_folder: Path) -> None:
     """Cancel RUN (its directory, its id, part of the id, or `latest`)."""
-    run_dir = locate_run(run, base=base)
+    run_dir = locate_run(run, base=runs_folder)
     submitted = submissions(run_dir)
     if not submitted:
         raise LaunchError(

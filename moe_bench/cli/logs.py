@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from moe_bench.cli._runs_folder import runs_folder_option
 from moe_bench.errors import RecordError
 from moe_bench.results.manifest import locate_run
 from moe_bench.results.triage import diagnose
@@ -23,9 +24,9 @@ _RANK = re.compile(r"rank-(\d+)\.log\Z")
 @click.option(
     "--runs", "base", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
 )
-def command(run: str, rank: int | None, lines: int, base: Path) -> None:
+def command(run: str, rank: int | None, lines: int, runs_folder: Path) -> None:
     """Show the logs of RUN (its directory, its id, part of the id, or `latest`)."""
-    run_dir = locate_run(run, base=base)
+    run_dir = locate_run(run, base=runs_folder)
     chosen = _chosen(run_dir / "logs", rank)
     everything: list[str] = []
     for path in chosen:
