@@ -15,9 +15,7 @@ from moe_bench.results.manifest import locate_run
 
 @click.command(short_help="Stop a submitted run.")
 @click.argument("run")
-@click.option(
-    "--runs", "base", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
-)
+@runs_folder_option
 def command(run: str, runs_folder: Path) -> None:
     """Cancel RUN (its directory, its id, part of the id, or `latest`)."""
     run_dir = locate_run(run, base=runs_folder)

@@ -21,9 +21,7 @@ _RANK = re.compile(r"rank-(\d+)\.log\Z")
     "--rank", type=int, help="Only this rank; otherwise the job's log and the last rank's."
 )
 @click.option("--lines", default=40, show_default=True, help="Last lines of each file; 0 for all.")
-@click.option(
-    "--runs", "base", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
-)
+@runs_folder_option
 def command(run: str, rank: int | None, lines: int, runs_folder: Path) -> None:
     """Show the logs of RUN (its directory, its id, part of the id, or `latest`)."""
     run_dir = locate_run(run, base=runs_folder)
