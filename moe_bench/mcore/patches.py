@@ -1,0 +1,76 @@
+"""Changes to Megatron's own functions: each is a context manager that cites its upstream file and version."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patch:
+    """One replaced attribute of a Megatron module."""
+
+    module: str
+    attribute: str
+    make: Callable[[Any], Any]
+    """From the original to what takes its place."""
+    upstream: str
+    """File and version it was written against."""
+    reason: str
+    remove_when: str
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Replace within the block. A module or attribute that this release lacks is left alone."""
+        module = importlib.import_module(self.module)
+        original = getattr(module, self.attribute, None)
+        if original is None:
+            yield
+            return
+        setattr(module, self.attribute, self.make(original))
+        try:
+            yield
+        finally:
+            setattr(module, self.attribute, original)
+
+
+def _no_compile(original: Callable[[], None]) -> Callable[[], None]:
+    @functools.wraps(original)
+    def compile_helpers() -> None:
+        if importlib.util.find_spec("megatron.core.datasets.helpers_cpp") is None:
+            original()
+
+    return compile_helpers
+
+
+COMPILED_HELPERS = Patch(
+    module="megatron.core.datasets.utils",
+    attribute="compile_helpers",
+    make=_no_compile,
+    upstream="megatron/core/datasets/utils.py compile_helpers, 0.11 to 0.19.2",
+    reason="it runs make, which needs a Makefile that the wheel lacks; the wheel's helper is compiled already",
+    remove_when="compile_helpers accepts a helper that is importable",
+)
+
+
+def argument(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call gives to the parameter `name`, by name, so that other releases' orders do not matter.
+
+    None where this release has no such parameter, or the call leaves it to its default.
+    """
+    if name in kwargs:
+        return kwargs[name]
+    names = _parameters(function)
+    position = names.index(name) if name in names else len(args)
+    return args[position] if position < len(args) else None
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
