@@ -54,7 +54,7 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
     if request.local:
         run = _for_this_machine(run, machine, request)
     refuse_placeholders(run)
-    flags.check(run.args)
+    run = flags.checked(run)
     sizes.check(run)
     return run
 
