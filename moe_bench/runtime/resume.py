@@ -59,8 +59,9 @@ def damage(folder: Path) -> str | None:
     except CheckpointError as error:
         return str(error)
     ends: dict[str, int] = {}
-    pieces = [box for tensor in contents.tensors.values() for box in tensor.boxes]
-    for piece in (*pieces, *contents.objects.values()):
+    pieces: list[metadata.Box | metadata.ObjectEntry] = [*contents.objects.values()]
+    pieces += [box for tensor in contents.tensors.values() for box in tensor.boxes]
+    for piece in pieces:
         ends[piece.file] = max(ends.get(piece.file, 0), piece.offset + piece.length)
     for name, end in sorted(ends.items()):
         path = folder / name
