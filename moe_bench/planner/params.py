@@ -1,0 +1,121 @@
+"""How many parameters a model has. Exact: equals what Megatron builds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moe_bench.config.run import Setting
+from moe_bench.planner.architecture import Architecture, DeltaAttention, Experts, LatentAttention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParamCount:
+    """Numbers of parameters."""
+
+    total: int
+    """All but the multi-token prediction modules, as model cards count."""
+    active: int
+    """Those one token passes through: `total` less the experts it was not sent to. Both embeddings count."""
+    mtp: int
+    """Parameters of the multi-token prediction modules."""
+
+
+def count(args: Mapping[str, Setting]) -> ParamCount:
+    """Of a run's flags. Raises ArgumentsError where a needed flag is missing."""
+    return of(Architecture.of(args))
+
+
+def of(arch: Architecture) -> ParamCount:
+    """Of a model's sizes."""
+    embeddings = arch.vocab * arch.hidden * (1 if arch.tied else 2)
+    layers = [layer(arch, index) for index in range(arch.layers)]
+    total = embeddings + sum(layers) + arch.hidden
+    idle = sum(idle_experts(arch, index) for index in range(arch.layers))
+    return ParamCount(total=total, active=total - idle, mtp=arch.mtp_layers * mtp_module(arch))
+
+
+def layer(arch: Architecture, index: int) -> int:
+    """One decoder layer with its two norms."""
+    return attention(arch, index) + feed_forward(arch, index) + 2 * arch.hidden
+
+
+def mtp_module(arch: Architecture) -> int:
+    """Two norms, the projection of 2h to h, a layer like the last one, a final norm; embeddings are shared.
+
+    (DeepSeek-V3, arXiv:2412.19437, section 2.2)
+    """
+    return 3 * arch.hidden + 2 * arch.hidden**2 + layer(arch, arch.layers - 1)
+
+
+def attention(arch: Architecture, index: int) -> int:
+    """The mixing part of a layer, without the norm before it."""
+    if arch.is_delta_layer[index] and arch.delta:
+        return _delta(arch, arch.delta)
+    if arch.latent:
+        return _latent(arch, arch.latent)
+    return _softmax(arch)
+
+
+def feed_forward(arch: Architecture, index: int) -> int:
+    """The feed-forward part of a layer, without the norm before it."""
+    if arch.is_expert_layer[index] and arch.experts:
+        return _expert_layer(arch, arch.experts)
+    return mlp(arch, arch.dense_width)
+
+
+def idle_experts(arch: Architecture, index: int) -> int:
+    """Parameters of the experts that a token of this layer is not sent to."""
+    if not (arch.is_expert_layer[index] and arch.experts):
+        return 0
+    return (arch.experts.count - arch.experts.topk) * mlp(arch, arch.experts.width)
+
+
+def mlp(arch: Architecture, width: int) -> int:
+    """In (and gate), out, and their biases."""
+    inner = width * (2 if arch.gated_unit else 1)
+    bias = inner + arch.hidden if arch.linear_bias else 0
+    return arch.hidden * (inner + width) + bias
+
+
+def _softmax(arch: Architecture) -> int:
+    queries = arch.heads * arch.head_dim
+    keys_values = 2 * arch.kv_groups * arch.head_dim
+    projected = queries * (2 if arch.output_gate else 1) + keys_values
+    found = arch.hidden * (projected + queries)
+    found += projected if arch.qkv_bias else 0
+    found += arch.hidden if arch.linear_bias else 0
+    found += 2 * arch.head_dim if arch.qk_norm else 0
+    found += arch.heads if arch.sinks else 0
+    return found
+
+
+def _latent(arch: Architecture, mla: LatentAttention) -> int:
+    head_dim = mla.qk_head_dim + mla.rotary_head_dim
+    if mla.q_rank is None:
+        queries = arch.hidden * arch.heads * head_dim
+    else:
+        norm = mla.q_rank if arch.qk_norm else 0
+        queries = arch.hidden * mla.q_rank + norm + mla.q_rank * arch.heads * head_dim
+    down = arch.hidden * (mla.kv_rank + mla.rotary_head_dim) + (mla.kv_rank if arch.qk_norm else 0)
+    up = mla.kv_rank * arch.heads * (mla.qk_head_dim + mla.v_head_dim)
+    out = arch.heads * mla.v_head_dim * arch.hidden
+    return queries + down + up + out + (arch.hidden if arch.linear_bias else 0)
+
+
+def _delta(arch: Architecture, delta: DeltaAttention) -> int:
+    keys = delta.key_heads * delta.key_head_dim
+    values = delta.value_heads * delta.value_head_dim
+    projected = 2 * keys + 2 * values + 2 * delta.value_heads
+    convolution = (2 * keys + values) * delta.conv_kernel
+    decay = 2 * delta.value_heads
+    return (
+        arch.hidden * projected + convolution + decay + delta.value_head_dim + values * arch.hidden
+    )
+
+
+def _expert_layer(arch: Architecture, experts: Experts) -> int:
+    router = experts.count * arch.hidden + (experts.count if arch.linear_bias else 0)
+    shared = mlp(arch, experts.shared_width) if experts.shared_width else 0
+    gate = arch.hidden if experts.shared_gate else 0
+    return router + experts.count * mlp(arch, experts.width) + shared + gate
