@@ -1,47 +1,258 @@
-"""What a machine without CUDA gets instead, said aloud. Pure."""
+"""What a machine without CUDA does instead of what was asked. Pure.
+
+A Tiny preset, a rehearsal, or MOE_BENCH_DEVICE=cpu (the caller asks for the CPU) gets substitutions, each announced;
+any other run that needs CUDA is refused.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError
 
+_RULE = Origin(layer="derived", place="no CUDA here (moe_bench/arguments/cpu.py)")
 
-def for_machine(run: ResolvedRun, machine: Machine, *, asked: str | None) -> ResolvedRun:
-    """The run as this machine can do it; unchanged where there is CUDA."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feature:
+    """Flags that ask for something only CUDA can do."""
+
+    flags: tuple[str, ...]
+    used: str
+    reason: str
+
+
+_NO_TE = "Transformer Engine computes on CUDA only"
+FEATURES = (
+    Feature(
+        flags=(
+            "--fp8-format",
+            "--fp8-recipe",
+            "--fp8-margin",
+            "--fp8-amax-history-len",
+            "--fp8-amax-compute-algo",
+            "--fp8-param-gather",
+            "--fp4-format",
+            "--fp4-recipe",
+            "--fp4-param-gather",
+            "--reuse-grad-buf-for-mxfp8-param-ag",
+            "--moe-router-padding-for-fp8",
+            "--moe-router-padding-for-quantization",
+            "--first-last-layers-bf16",
+        ),
+        used="bf16 (or fp32 with PR=fp32)",
+        reason="a CPU has no FP8 or FP4 matrix units and " + _NO_TE,
+    ),
+    Feature(
+        flags=(
+            "--use-precision-aware-optimizer",
+            "--main-grads-dtype",
+            "--main-params-dtype",
+            "--exp-avg-dtype",
+            "--exp-avg-sq-dtype",
+        ),
+        used="optimizer states in fp32",
+        reason="low-precision optimizer states need Transformer Engine's FusedAdam",
+    ),
+    Feature(
+        flags=(
+            "--moe-flex-dispatcher-backend",
+            "--moe-enable-deepep",
+            "--moe-deepep-num-sms",
+            "--moe-hybridep-num-sms",
+            "--moe-permute-fusion-into-hybridep",
+        ),
+        used="the all-to-all token dispatcher",
+        reason="DeepEP and HybridEP are CUDA kernels over NVLink and RDMA",
+    ),
+    Feature(
+        flags=(
+            "--moe-permute-fusion",
+            "--moe-router-fusion",
+            "--apply-rope-fusion",
+            "--cross-entropy-loss-fusion",
+            "--cross-entropy-fusion-impl",
+            "--use-te-activation-func",
+            "--moe-use-legacy-grouped-gemm",
+        ),
+        used="the same operations, unfused",
+        reason=_NO_TE,
+    ),
+    Feature(
+        flags=(
+            "--enable-cuda-graph",
+            "--external-cuda-graph",
+            "--cuda-graph-impl",
+            "--cuda-graph-scope",
+            "--cuda-graph-modules",
+            "--cuda-graph-warmup-steps",
+            "--cuda-graph-num-warmup-steps",
+            "--te-rng-tracker",
+        ),
+        used="no graphs",
+        reason="CUDA graphs need CUDA",
+    ),
+    Feature(
+        flags=(
+            "--tp-comm-overlap",
+            "--tp-comm-overlap-cfg",
+            "--tp-comm-bootstrap-backend",
+            "--delay-wgrad-compute",
+            "--overlap-moe-expert-parallel-comm",
+        ),
+        used="communication that waits",
+        reason="it runs on a CUDA stream beside the computation",
+    ),
+    Feature(
+        flags=(
+            "--optimizer-cpu-offload",
+            "--overlap-cpu-optimizer-d2h-h2d",
+            "--optimizer-offload-fraction",
+            "--offload-optimizer-states",
+            "--fine-grained-activation-offloading",
+            "--offload-modules",
+        ),
+        used="nothing: all memory is the host's already",
+        reason="there is no GPU memory to relieve",
+    ),
+    Feature(
+        flags=("--use-flash-attn", "--attention-backend"),
+        used="the reference attention",
+        reason="flash attention is a CUDA kernel",
+    ),
+    Feature(
+        flags=("--record-memory-history", "--memory-snapshot-path"),
+        used="the resident set of each rank, in the record",
+        reason="the CUDA allocator's history needs CUDA",
+    ),
+    Feature(
+        flags=("--use-nccl-ub", "--nccl-ub", "--use-sharp", "--nccl-communicator-config-path"),
+        used="gloo",
+        reason="NCCL needs CUDA",
+    ),
+)
+"""What is left out; a flag that an even stranger feature needs is Megatron's own to refuse."""
+
+REFUSED = ("--use-megatron-fsdp", "--use-torch-fsdp2", "--use-custom-fsdp")
+"""No stand-in would mean the same."""
+
+_OFF = (
+    "--no-masked-softmax-fusion",
+    "--no-bias-gelu-fusion",
+    "--no-bias-swiglu-fusion",
+    "--no-bias-dropout-fusion",
+    "--no-rope-fusion",
+    "--no-gradient-accumulation-fusion",
+    "--no-persist-layer-norm",
+)
+"""Fused CUDA kernels that Megatron uses unless told not to."""
+
+
+def for_machine(
+    run: ResolvedRun, machine: Machine, *, asked: str | None, knows: Callable[[str], bool]
+) -> ResolvedRun:
+    """The run as this machine can do it; unchanged where there is CUDA.
+
+    `asked`: MOE_BENCH_DEVICE of the caller. Raises ConfigError for a run that is neither Tiny nor a rehearsal.
+    """
     if machine.device == "cuda":
         return run
-    args = dict(run.args)
-    for flag, value in (
-        ("--distributed-backend", "gloo"),
-        ("--use-cpu-initialization", "true"),
-        ("--transformer-impl", "local"),
-    ):
-        before = args.get(flag)
-        lost = (
-            ()
-            if before is None or before.value == value
-            else (Overridden(value=before.value, origin=before.origin),)
-        )
-        args[flag] = Setting(
-            value=value,
-            origin=Origin(layer="derived", place="rule of a machine without CUDA"),
-            overrode=lost,
-        )
-    for flag in (
-        "--no-masked-softmax-fusion",
-        "--no-bias-swiglu-fusion",
-        "--no-bias-dropout-fusion",
-        "--no-rope-fusion",
-        "--no-gradient-accumulation-fusion",
-        "--no-persist-layer-norm",
-    ):
-        args.setdefault(
-            flag,
-            Setting(
-                value="true", origin=Origin(layer="derived", place="rule of a machine without CUDA")
-            ),
-        )
-    return replace(run, args=args)
+    for flag in REFUSED:
+        if flag in run.args:
+            raise ConfigError(
+                f"{flag} ({run.args[flag].origin.place}) needs CUDA, and this machine has none; leave it out"
+            )
+    changed = _Changes(run)
+    for feature in FEATURES:
+        changed.leave_out(feature)
+    changed.replace_profiler()
+    changed.replace_backends()
+    for flag in _OFF:
+        if knows(flag):
+            changed.add(flag, "true")
+    if changed.needed and not (run.rehearsal or run.model.startswith("Tiny-") or asked == "cpu"):
+        raise ConfigError(_refusal(run, changed.needed))
+    return replace(
+        run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
+    )
+
+
+def _refusal(run: ResolvedRun, needed: list[Substitution]) -> str:
+    listed = "\n".join(f"  {one.asked}: {one.reason}" for one in needed)
+    return (
+        f"this machine has no CUDA, and {run.model} asks for what only CUDA can do:\n{listed}\n"
+        f"use REHEARSE=1 to train a shrunken stand-in of {run.model} here, or MOE_BENCH_DEVICE=cpu to train it "
+        "as it is with every one of these replaced"
+    )
+
+
+class _Changes:
+    """Flags as they are changed, and what has to be said of it."""
+
+    def __init__(self, run: ResolvedRun) -> None:
+        self.args = dict(run.args)
+        self.substitutions: list[Substitution] = []
+        self.needed: list[Substitution] = []
+        """Those that only a run which may be substituted can have."""
+
+    def leave_out(self, feature: Feature) -> None:
+        """Take the feature's flags out, where there are any."""
+        asked = [flag for flag in feature.flags if flag in self.args]
+        if asked:
+            self._say(_asked(self.args, asked), feature.used, feature.reason)
+            for flag in asked:
+                del self.args[flag]
+
+    def replace_profiler(self) -> None:
+        """Nsight Systems traces CUDA; PyTorch's profiler traces the CPU too."""
+        if "--profile" in self.args and "--use-pytorch-profiler" not in self.args:
+            self.add("--use-pytorch-profiler", "true")
+            self._say("Nsight Systems", "PyTorch's profiler", "nsys would find no CUDA to trace")
+
+    def replace_backends(self) -> None:
+        """gloo, Megatron's local layers, and weights made on the CPU."""
+        impl = self.args.get("--transformer-impl")
+        if impl is None or impl.value != "local":
+            said = impl.value if impl else "transformer_engine (Megatron's default)"
+            self._say(f"--transformer-impl {said}", "local", _NO_TE)
+        dispatcher = self.args.get("--moe-token-dispatcher-type")
+        if dispatcher is not None and dispatcher.value == "flex":
+            self._say(
+                "--moe-token-dispatcher-type flex",
+                "alltoall",
+                "flex moves tokens with CUDA kernels",
+            )
+            self.add("--moe-token-dispatcher-type", "alltoall")
+        self.add("--transformer-impl", "local")
+        self.add("--distributed-backend", "gloo")
+        self.add("--use-cpu-initialization", "true")
+
+    def add(self, flag: str, value: str) -> None:
+        """Set a flag, whatever it was."""
+        before = self.args.get(flag)
+        if before is not None and before.value == value:
+            return
+        lost: tuple[Overridden, ...] = ()
+        if before is not None:
+            lost = (Overridden(value=before.value, origin=before.origin), *before.overrode)
+        self.args[flag] = Setting(value=value, origin=_RULE, overrode=lost)
+
+    def _say(self, asked: str, used: str, reason: str) -> None:
+        self.substitutions.append(Substitution(asked=asked, used=used, reason=reason))
+        self.needed.append(self.substitutions[-1])
+
+
+def _asked(args: dict[str, Setting], flags: list[str]) -> str:
+    return " ".join(_spelled(flag, args[flag]) for flag in flags)
+
+
+def _spelled(flag: str, setting: Setting) -> str:
+    return flag if setting.value == "true" else f"{flag} {setting.value}"
+
+
+def missing_features(run: ResolvedRun) -> Iterator[Feature]:
+    """Features of the run that a machine without CUDA would leave out."""
+    return (feature for feature in FEATURES if any(flag in run.args for flag in feature.flags))

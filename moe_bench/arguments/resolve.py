@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_bench.arguments import cpu, environment, rules, sizes
+from moe_bench.arguments import corpus, cpu, environment, rules, sizes
+from moe_bench.arguments.findings import Finding, raise_errors
 from moe_bench.arguments.flags import Flags
 from moe_bench.config.command_line import Flag
 from moe_bench.config.expand import expand
@@ -31,7 +33,8 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
     """Everything decided and checked. Raises MoeBenchError for the first thing that cannot be."""
     gathered = gather(request)
     knobs = rules.dispatcher_knobs(gathered.knobs)
-    flags = Flags.of_release(knobs)
+    is_dry = knobs["DRY_RUN"].value == "1"
+    flags = Flags.of_release(knobs, None if is_dry else request.project / ".cache" / "flags")
     run_dir = _run_dir(knobs, request.project, identity.run_id)
     variables = _variables(gathered, knobs, run_dir)
     said = [
@@ -47,25 +50,30 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
         model=gathered.model,
         run_dir=run_dir,
         knobs=knobs,
-        env=_env(gathered, variables, facts, request, identity, run_dir),
+        env=_env(gathered, variables, facts, request, identity),
         args=_emitted(fold([*said, *rules.derived_args(facts)])),
-        notes=tuple(_overridden_notes(knobs)),
+        notes=(*_overridden_notes(knobs), *_release_notes(knobs, flags)),
     )
+    _check_agreement(run)
+    run = corpus.without_mocked(run)
     if request.local:
-        run = _for_this_machine(run, machine, request)
-    refuse_placeholders(run)
-    run = flags.checked(run)
-    sizes.check(run)
-    return run
+        run = _for_this_machine(run, machine, request, flags)
+    return _checked(run, flags)
 
 
-def _for_this_machine(run: ResolvedRun, machine: Machine, request: Request) -> ResolvedRun:
+def _for_this_machine(
+    run: ResolvedRun, machine: Machine, request: Request, flags: Flags
+) -> ResolvedRun:
     if run.knobs["REHEARSE"].value == "1":
         from moe_bench.arguments.rehearse import rehearse  # noqa: PLC0415 - seldom asked for
 
         run = rehearse(run)
+    if request.demo_prefix is not None:
+        run = corpus.with_demo(run, request.demo_prefix)
+    run = cpu.for_machine(
+        run, machine, asked=request.environment.get("MOE_BENCH_DEVICE"), knows=flags.knows
+    )
     run = sizes.with_local_world(run, machine, request.environment)
-    run = cpu.for_machine(run, machine, asked=request.environment.get("MOE_BENCH_DEVICE"))
     threads = fold(
         [
             *environment.of_local(machine, run.world_size),
@@ -73,6 +81,55 @@ def _for_this_machine(run: ResolvedRun, machine: Machine, request: Request) -> R
         ]
     )
     return replace(run, env={**run.env, **threads})
+
+
+def _checked(run: ResolvedRun, flags: Flags) -> ResolvedRun:
+    """The run with what the checks note. Raises for what would fail or mean something else."""
+    refuse_placeholders(run)
+    run = flags.checked(run)
+    sizes.check(run)
+    findings = _lint(run)
+    raise_errors(findings)
+    warned = tuple(str(one) for one in findings if one.severity == "warning")
+    return replace(run, notes=(*run.notes, *warned))
+
+
+def _lint(run: ResolvedRun) -> list[Finding]:
+    if importlib.util.find_spec("moe_bench.arguments.lint") is None:
+        return []
+    from moe_bench.arguments.lint import lint  # noqa: PLC0415 - reads its rules
+
+    return list(lint(run))
+
+
+def _release_notes(knobs: Mapping[str, Setting], flags: Flags) -> Iterator[str]:
+    said = knobs["MCORE_RELEASE_VERSION"]
+    if (
+        said.origin.layer == "default"
+        or flags.known.release.split(".")[:2] == said.value.split(".")[:2]
+    ):
+        return
+    yield (
+        f"{says('MCORE_RELEASE_VERSION', said)}, but {says('MEGATRON_PATH', knobs['MEGATRON_PATH'])} holds "
+        f"{flags.known.release}: the flags are checked against what it holds"
+    )
+
+
+def _check_agreement(run: ResolvedRun) -> None:
+    """A knob of a .conf and the YAML's own number for its flag may not differ: one of them would do nothing."""
+    for flag, name in BOUND.items():
+        knob, setting = run.knobs.get(name), run.args.get(flag)
+        if KNOBS[name].kind != "count" or name == "NUM_LAYERS" or knob is None or setting is None:
+            continue
+        if (
+            knob.origin.layer in ("cluster", "runtime", "common")
+            and setting.origin.layer == "model"
+        ):
+            if knob.value != setting.value:
+                raise ConfigError(
+                    f"{says(name, knob)}, but {flag} is {setting.value} ({setting.origin.place}); "
+                    f"write ${{{name}}} there, or make the two agree"
+                )
 
 
 def _run_dir(knobs: Mapping[str, Setting], project: Path, run_id: str) -> Path:
@@ -88,7 +145,10 @@ def _variables(gathered: Gathered, knobs: Mapping[str, Setting], run_dir: Path) 
 
 
 def _from_yaml(
-    gathered: Gathered, variables: Mapping[str, str], knobs: Mapping[str, Setting], flags: Flags
+    gathered: Gathered,
+    variables: Mapping[str, str],
+    knobs: Mapping[str, Setting],
+    flags: Flags,
 ) -> Iterator[Candidate]:
     for entry in gathered.file.model_args:
         words = _expanded(entry, variables)
@@ -157,6 +217,9 @@ def _from_flags(gathered: Gathered, flags: Flags) -> Iterator[Candidate]:
 
 
 def _from_flag(flag: Flag, origin: Origin, flags: Flags) -> Candidate:
+    if flag.name == "--pipeline-model-parallel-layout" and len(flag.words) == 1:
+        # scripts of this interface's ancestors quote the value twice, since it went through a second shell
+        flag = Flag(name=flag.name, words=(flag.words[0].strip("'\""),))
     if not flag.words:
         return Candidate(name=flag.name, value="true", origin=origin)
     if flag.words in (("true",), ("false",)) and flags.is_switch(flag.name):
@@ -180,7 +243,6 @@ def _env(
     facts: rules.Facts,
     request: Request,
     identity: Identity,
-    run_dir: Path,
 ) -> dict[str, Setting]:
     said = list(_env_from_yaml(gathered, variables))
     said += rules.derived_env(facts)
@@ -188,7 +250,7 @@ def _env(
         Candidate(name=name, value=setting.value, origin=setting.origin)
         for name, setting in gathered.exported.items()
     ]
-    said += environment.of_run(identity.run_id, str(run_dir), gathered.model, facts.knobs)
+    said += environment.of_run(identity.run_id, facts.run_dir, gathered.model, facts.knobs)
     names = dict.fromkeys(one.name for one in said)
     ours = {"WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE"}
     said += _from_environment([name for name in names if name not in ours], request.environment)

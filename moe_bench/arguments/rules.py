@@ -230,6 +230,16 @@ def long_context(facts: Facts) -> Iterator[Candidate]:
         yield Candidate(name="--max-position-embeddings", value=length.value, origin=origin)
 
 
+def short_run(facts: Facts) -> Iterator[Candidate]:
+    """A run of fewer steps than the YAML's warm-up warms up for a tenth of them: Megatron refuses a warm-up that never ends."""
+    steps, warmup = facts.args.get("--train-iters"), facts.args.get("--lr-warmup-iters")
+    if steps is None or warmup is None or not (steps.value.isdigit() and warmup.value.isdigit()):
+        return
+    if int(warmup.value) >= int(steps.value) and warmup.origin.layer != "flag":
+        origin = Origin(layer="environment", place=f"rule short_run, --train-iters {steps.value}")
+        yield Candidate(name="--lr-warmup-iters", value=str(int(steps.value) // 10), origin=origin)
+
+
 def profile(facts: Facts) -> Iterator[Candidate]:
     """PROFILE=1 or nsys: steps 23 to 25 of rank 0; torch: the same with PyTorch's profiler; memory: allocation history."""
     if not facts.is_set("PROFILE") or facts.knobs["PROFILE"].value == "0":
@@ -309,6 +319,7 @@ ARG_RULES = (
     full_precision,
     expert_overlap,
     long_context,
+    short_run,
     profile,
 )
 ENV_RULES = (overlap_environment, nvlink_domain)

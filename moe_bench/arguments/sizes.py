@@ -1,58 +1,17 @@
-"""Sizes that must divide one another, said before any rank starts."""
+"""Sizes that must divide one another, said in the user's spelling before any rank starts. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from moe_bench.config.knobs import BOUND, KNOBS, says
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting
-from moe_bench.topology.layout import smallest_world
-
-
-def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str]) -> ResolvedRun:
-    """NNODES and GPUS_PER_NODE of this machine, where the caller did not say: one node, as many ranks as the layout needs."""
-    world = _smallest(run)
-    nodes = _local("NNODES", "1", "one machine", run, given)
-    if machine.device == "cuda":
-        ranks = _local("GPUS_PER_NODE", str(machine.gpus), "GPUs of this machine", run, given)
-    else:
-        ranks = _local(
-            "GPUS_PER_NODE",
-            str(max(world, _preset_ranks(run, world))),
-            "smallest world of the layout",
-            run,
-            given,
-        )
-    return replace(run, knobs={**run.knobs, "NNODES": nodes, "GPUS_PER_NODE": ranks})
-
-
-def _preset_ranks(run: ResolvedRun, world: int) -> int:
-    knob = run.knobs.get("GPUS_PER_NODE")
-    if knob is None or not run.model.startswith("Tiny-") or int(knob.value) % world:
-        return world
-    return int(knob.value)
-
-
-def _local(
-    name: str, value: str, place: str, run: ResolvedRun, given: Mapping[str, str]
-) -> Setting:
-    before = run.knobs.get(name)
-    if before is not None and given.get(name):
-        return before
-    origin = Origin(layer="derived", place=place)
-    lost = (
-        ()
-        if before is None or before.value == value
-        else (Overridden(value=before.value, origin=before.origin),)
-    )
-    return Setting(value=value, origin=origin, overrode=lost)
-
-
-def _smallest(run: ResolvedRun) -> int:
-    size = {name: _size(run, flag) for name, flag in SIZE_FLAGS.items()}
-    return smallest_world(**size)
-
+from moe_bench.errors import ConfigError
+from moe_bench.topology import pipeline
+from moe_bench.topology.layout import divisors, smallest_world
 
 SIZE_FLAGS = {
     "tp": "--tensor-model-parallel-size",
@@ -61,14 +20,358 @@ SIZE_FLAGS = {
     "ep": "--expert-model-parallel-size",
     "etp": "--expert-tensor-parallel-size",
 }
+_MAX_LOCAL_RANKS = 64
+_ABSENT = Origin(layer="default", place="Megatron's default")
 
 
-def _size(run: ResolvedRun, flag: str) -> int:
-    setting = run.args.get(flag)
-    if setting is None:
-        return _size(run, SIZE_FLAGS["tp"]) if flag == SIZE_FLAGS["etp"] else 1
-    return int(setting.value)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """A number with the words that name it in a message."""
+
+    number: int
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """The numbers of a run that have to fit together."""
+
+    tp: Size
+    cp: Size
+    pp: Size
+    ep: Size
+    etp: Size
+    world: Size
+
+    @classmethod
+    def of(cls, run: ResolvedRun) -> Sizes:
+        """Read from the flags, as Megatron will; an absent --expert-tensor-parallel-size is TP."""
+        tp = _size(run, SIZE_FLAGS["tp"], 1)
+        return cls(
+            tp=tp,
+            cp=_size(run, SIZE_FLAGS["cp"], 1),
+            pp=_size(run, SIZE_FLAGS["pp"], 1),
+            ep=_size(run, SIZE_FLAGS["ep"], 1),
+            etp=_size(run, SIZE_FLAGS["etp"], tp.number),
+            world=_world(run),
+        )
+
+    @property
+    def smallest_world(self) -> int:
+        """The fewest ranks this layout fits."""
+        return smallest_world(
+            tp=self.tp.number,
+            cp=self.cp.number,
+            pp=self.pp.number,
+            ep=self.ep.number,
+            etp=self.etp.number,
+        )
+
+
+def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str]) -> ResolvedRun:
+    """NNODES and GPUS_PER_NODE of this machine where the caller did not say: one node, as many ranks as the layout needs."""
+    sizes = Sizes.of(run)
+    nodes = _local("NNODES", "1", "this machine", run, given)
+    if machine.device == "cuda":
+        ranks = _local("GPUS_PER_NODE", str(machine.gpus), "GPUs of this machine", run, given)
+    else:
+        fewest = sizes.smallest_world
+        count, why = _preset_ranks(run, fewest)
+        ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
+        _refuse_too_many(run, ranks, sizes)
+    return replace(run, knobs={**run.knobs, "NNODES": nodes, "GPUS_PER_NODE": ranks})
+
+
+def _preset_ranks(run: ResolvedRun, fewest: int) -> tuple[int, str]:
+    """A Tiny preset's own number where the layout fits it, else the fewest that hold the layout."""
+    knob = run.knobs.get("GPUS_PER_NODE")
+    own = int(knob.value) if knob is not None and knob.value.isdigit() else 0
+    if knob is not None and run.model.startswith("Tiny-") and own and own % fewest == 0:
+        return own, knob.origin.place
+    return fewest, "fewest ranks that hold the layout"
+
+
+def _refuse_too_many(run: ResolvedRun, ranks: Setting, sizes: Sizes) -> None:
+    if int(ranks.value) > _MAX_LOCAL_RANKS:
+        spelled = ", ".join(one.said for one in (sizes.tp, sizes.pp, sizes.ep, sizes.cp))
+        raise ConfigError(
+            f"{run.model} with {spelled} needs {ranks.value} ranks, too many for one machine without GPUs; "
+            "set REHEARSE=1 to train a shrunken stand-in here, or lower TP, PP, EP, CP"
+        )
+
+
+def _local(
+    name: str, value: str, place: str, run: ResolvedRun, given: Mapping[str, str]
+) -> Setting:
+    before = run.knobs.get(name)
+    if before is not None and given.get(name):
+        return before
+    lost = ()
+    if before is not None and before.value != value:
+        lost = (Overridden(value=before.value, origin=before.origin),)
+    layer = before.origin.layer if before is not None and not lost else "derived"
+    return Setting(value=value, origin=Origin(layer=layer, place=place), overrode=lost)
 
 
 def check(run: ResolvedRun) -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError for the first sizes that do not fit together, with the way out."""
+    for flag, name in BOUND.items():
+        if flag in run.args and KNOBS[name].kind == "count":
+            _number(flag, run.args[flag])
+    sizes = Sizes.of(run)
+    _check_world(sizes)
+    _check_heads(run, sizes)
+    _check_experts(run, sizes)
+    _check_sequence(run, sizes)
+    _check_batch(run, sizes)
+    pipeline_of(run)
+
+
+def _number(flag: str, setting: Setting) -> int:
+    if not re.fullmatch(r"[0-9]+", setting.value) or int(setting.value) < 1:
+        raise ConfigError(
+            f"{flag} {setting.value} ({setting.origin.place}) is not a whole number of at least 1"
+        )
+    return int(setting.value)
+
+
+def _size(run: ResolvedRun, flag: str, default: int) -> Size:
+    setting = run.args.get(flag)
+    if setting is None:
+        return Size(number=default, said=f"{BOUND.get(flag, flag)}={default} (Megatron's default)")
+    name = BOUND.get(flag)
+    number = _number(flag, setting)
+    knob = run.knobs.get(name) if name else None
+    if name and knob is not None and knob.value == setting.value and knob.origin.layer != "flag":
+        return Size(number=number, said=says(name, knob))
+    return Size(number=number, said=f"{flag} {setting.value} ({setting.origin.place})")
+
+
+def _optional(run: ResolvedRun, flag: str) -> Size | None:
+    setting = run.args.get(flag)
+    return _size(run, flag, 1) if setting is not None and setting.value.isdigit() else None
+
+
+def _world(run: ResolvedRun) -> Size:
+    nodes, ranks = run.knobs.get("NNODES"), run.knobs.get("GPUS_PER_NODE")
+    if nodes is None or ranks is None:
+        missing = "NNODES" if nodes is None else "GPUS_PER_NODE"
+        raise ConfigError(f"{missing} is not set; set it in the environment or the cluster's .conf")
+    said = f"{says('NNODES', nodes)} x {says('GPUS_PER_NODE', ranks)}"
+    return Size(number=int(nodes.value) * int(ranks.value), said=said)
+
+
+def _check_world(sizes: Sizes) -> None:
+    dense = sizes.tp.number * sizes.pp.number * sizes.cp.number
+    expert = sizes.etp.number * sizes.ep.number * sizes.pp.number
+    for product, spelled in (
+        (dense, (sizes.tp, sizes.pp, sizes.cp)),
+        (expert, (sizes.etp, sizes.ep, sizes.pp)),
+    ):
+        if sizes.world.number % product:
+            named = " x ".join(one.said for one in spelled)
+            raise ConfigError(
+                f"{named} = {product} does not divide the {sizes.world.number} ranks of {sizes.world.said}; "
+                f"this layout runs on a multiple of {sizes.smallest_world} ranks: change NNODES or GPUS_PER_NODE, "
+                "or one of the sizes"
+            )
+
+
+def _must_divide(divisor: Size, number: Size) -> None:
+    if number.number % divisor.number:
+        listed = [str(one) for one in divisors(number.number)]
+        shown = ", ".join(listed if len(listed) <= 12 else [*listed[:4], "...", listed[-1]])
+        raise ConfigError(f"{divisor.said} does not divide {number.said}; use one of {shown}")
+
+
+def _check_heads(run: ResolvedRun, sizes: Sizes) -> None:
+    heads, groups = _optional(run, "--num-attention-heads"), None
+    if "--group-query-attention" in run.args:
+        groups = _optional(run, "--num-query-groups")
+    if heads is not None:
+        _must_divide(sizes.tp, heads)
+    if heads is not None and groups is not None:
+        _must_divide(groups, heads)
+        if groups.number % sizes.tp.number and sizes.tp.number % groups.number:
+            raise ConfigError(
+                f"{sizes.tp.said} and {groups.said}: one must divide the other, so that every rank holds whole groups"
+            )
+
+
+def _check_experts(run: ResolvedRun, sizes: Sizes) -> None:
+    experts, top_k = _optional(run, "--num-experts"), _optional(run, "--moe-router-topk")
+    if experts is None:
+        if sizes.ep.number > 1:
+            raise ConfigError(
+                f"{sizes.ep.said} needs a model with experts; --num-experts is not set"
+            )
+        return
+    _must_divide(sizes.ep, experts)
+    if top_k is not None and top_k.number > experts.number:
+        raise ConfigError(
+            f"{top_k.said} is more than {experts.said}; a token cannot go to more experts than there are"
+        )
+
+
+def _check_sequence(run: ResolvedRun, sizes: Sizes) -> None:
+    length = _optional(run, "--seq-length")
+    if length is None:
+        return
+    if sizes.cp.number > 1 and length.number % (2 * sizes.cp.number):
+        raise ConfigError(
+            f"{length.said} must be a multiple of 2 x {sizes.cp.said}: each rank takes one piece from either half"
+        )
+    if "--sequence-parallel" in run.args and length.number // sizes.cp.number % sizes.tp.number:
+        raise ConfigError(
+            f"{length.said} over {sizes.cp.said} must be a multiple of {sizes.tp.said} for sequence parallelism"
+        )
+
+
+def _check_batch(run: ResolvedRun, sizes: Sizes) -> None:
+    micro, global_batch = (
+        _optional(run, "--micro-batch-size"),
+        _optional(run, "--global-batch-size"),
+    )
+    if micro is None or global_batch is None or "--rampup-batch-size" in run.args:
+        return
+    data_parallel = sizes.world.number // (sizes.tp.number * sizes.pp.number * sizes.cp.number)
+    unit = micro.number * data_parallel
+    if global_batch.number % unit:
+        above = -(-global_batch.number // unit) * unit
+        raise ConfigError(
+            f"{global_batch.said} is not a multiple of {micro.said} x DP={data_parallel} "
+            f"({sizes.world.number} ranks of {sizes.world.said}); use GBS={above} or another multiple of {unit}"
+        )
+
+
+# Pipeline
+
+
+def pipeline_of(run: ResolvedRun) -> pipeline.Pipeline:
+    """Which layers each stage holds. Raises ConfigError, with the stages as a table where there are some."""
+    layers = _optional(run, "--num-layers")
+    pp = _size(run, SIZE_FLAGS["pp"], 1)
+    if layers is None:
+        raise ConfigError(
+            "--num-layers is not set by the model's YAML; every preset must say how many layers it has"
+        )
+    layout = run.args.get("--pipeline-model-parallel-layout")
+    if layout is not None:
+        return _from_layout(run, layout, layers, pp)
+    first, last = _stage_size(run, "first"), _stage_size(run, "last")
+    vpp = _virtual_stages(run, layers, pp)
+    mtp = _optional(run, "--mtp-num-layers")
+    mtp_layers = mtp.number if mtp else 0
+    try:
+        if (first or last) and pp.number > 1:
+            return pipeline.uneven(
+                layers.number,
+                pp=pp.number,
+                vpp=vpp,
+                first=first.number if first else None,
+                last=last.number if last else None,
+                mtp_layers=mtp_layers,
+            )
+        return pipeline.even(
+            layers.number,
+            pp=pp.number,
+            vpp=vpp,
+            mtp_layers=mtp_layers,
+            count_embedding="--account-for-embedding-in-pipeline-split" in run.args,
+            count_loss="--account-for-loss-in-pipeline-split" in run.args,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            _stages_complaint(run, layers, pp, (first, last, vpp), str(error))
+        ) from error
+
+
+def _stage_size(run: ResolvedRun, which: str) -> Size | None:
+    return _optional(run, f"--decoder-{which}-pipeline-num-layers")
+
+
+def _virtual_stages(run: ResolvedRun, layers: Size, pp: Size) -> int:
+    by_count = _optional(run, "--num-virtual-stages-per-pipeline-rank")
+    by_layers = _optional(run, "--num-layers-per-virtual-pipeline-stage")
+    if by_count is not None and by_layers is not None:
+        raise ConfigError(
+            f"{by_count.said} and {by_layers.said} are two spellings of one choice; give only one of them"
+        )
+    if by_count is not None:
+        return by_count.number
+    if by_layers is None:
+        return 1
+    counted = layers.number
+    counted += "--account-for-embedding-in-pipeline-split" in run.args
+    counted += "--account-for-loss-in-pipeline-split" in run.args
+    if counted % (pp.number * by_layers.number):
+        raise ConfigError(
+            f"{by_layers.said} does not divide the layers of a stage ({layers.said} over {pp.said}); "
+            "change LAYERS_PER_VP, or give VPP alone"
+        )
+    return counted // pp.number // by_layers.number
+
+
+def _stages_complaint(
+    run: ResolvedRun,
+    layers: Size,
+    pp: Size,
+    shape: tuple[Size | None, Size | None, int],
+    reason: str,
+) -> str:
+    first, last, vpp = shape
+    said = [layers.said, pp.said]
+    if vpp > 1:
+        said.append(f"VPP={vpp}")
+    said += [one.said for one in (first, last) if one is not None]
+    table = _table(layers.number, pp.number, first, last)
+    ways = [f"PP one of {', '.join(str(one) for one in divisors(layers.number))}"]
+    ways.append("PP_FIRST and PP_LAST for uneven stages")
+    ways.append("--pipeline-model-parallel-layout for any division")
+    return f"{', '.join(said)}: {reason}\n{table}\nuse {'; or '.join(ways)}"
+
+
+def _table(layers: int, pp: int, first: Size | None, last: Size | None) -> str:
+    """Stage by stage, what was asked for and what is left over."""
+    middle = pp - (first is not None) - (last is not None)
+    left = layers - (first.number if first else 0) - (last.number if last else 0)
+    each = left // middle if middle > 0 else 0
+    by_rank = [each] * pp
+    if first is not None:
+        by_rank[0] = first.number
+    if last is not None:
+        by_rank[-1] = last.number
+    lines = [f"  stage {rank}: {count} layers" for rank, count in enumerate(by_rank)]
+    if len(lines) > 8:
+        lines = [*lines[:2], f"  ... {len(lines) - 4} stages of {each} layers", *lines[-2:]]
+    total = sum(by_rank)
+    return "\n".join([*lines, f"  sum: {total} of {layers} layers"])
+
+
+def _from_layout(run: ResolvedRun, layout: Setting, layers: Size, pp: Size) -> pipeline.Pipeline:
+    said = f"--pipeline-model-parallel-layout {layout.value!r} ({layout.origin.place})"
+    try:
+        found = pipeline.from_layout(layout.value, pp=pp.number)
+    except ValueError as error:
+        raise ConfigError(f"{said}: {error}") from error
+    if found.num_layers != layers.number:
+        raise ConfigError(
+            f"{said} holds {found.num_layers} decoder layers (t), but {layers.said}\n{found.table()}\n"
+            f"add or take away t until they are {layers.number}"
+        )
+    mtp = _optional(run, "--mtp-num-layers")
+    in_layout, wanted = sum(stage.mtp_layers for stage in found.stages), mtp.number if mtp else 0
+    if in_layout != wanted:
+        asked = mtp.said if mtp else "--mtp-num-layers is not set"
+        raise ConfigError(f"{said} holds {in_layout} MTP layers (m), but {asked}\n{found.table()}")
+    vpp = run.knobs.get("VPP")
+    if (
+        vpp is not None
+        and vpp.origin.layer in ("flag", "environment")
+        and int(vpp.value) != found.vpp
+    ):
+        raise ConfigError(
+            f"{said} has {found.vpp} virtual stages for each of {pp.said}, but {says('VPP', vpp)}; "
+            "leave VPP out or make them agree"
+        )
+    return found

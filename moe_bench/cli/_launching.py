@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import moe_bench
@@ -14,6 +14,7 @@ from moe_bench.config.gather import DEFAULT_MODEL, Request
 from moe_bench.config.machine import Machine, probe
 from moe_bench.config.run import ResolvedRun
 from moe_bench.config.sources import process_environment
+from moe_bench.data.demo import DemoRequest
 from moe_bench.errors import ConfigError
 from moe_bench.launch.launcher import LaunchPlan
 
@@ -25,7 +26,23 @@ def request_of(words: Sequence[str], *, local: bool) -> Request:
     """The caller's wish: environment and trailing words."""
     environment = process_environment()
     project = Path(environment.get("WORKSPACE") or PROJECT)
-    return Request(environment=environment, words=tuple(words), project=project, local=local)
+    return Request(
+        environment=environment,
+        words=tuple(words),
+        project=project,
+        local=local,
+        demo_prefix=demo_request(project, environment).prefix if local else None,
+    )
+
+
+def demo_request(project: Path, environment: Mapping[str, str]) -> DemoRequest:
+    """The demo corpus of this project: Shakespeare, or the text that MOE_BENCH_CORPUS names, byte by byte."""
+    corpus = environment.get("MOE_BENCH_CORPUS")
+    return DemoRequest(
+        output=project / ".cache" / "corpus",
+        tokenizer="bytes",
+        corpus=Path(corpus) if corpus else None,
+    )
 
 
 def resolve(request: Request) -> tuple[ResolvedRun, Machine]:

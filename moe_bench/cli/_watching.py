@@ -9,7 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from moe_bench.arguments.corpus import reads_demo
+from moe_bench.cli._launching import demo_request
 from moe_bench.config.run import ResolvedRun
+from moe_bench.config.sources import process_environment
+from moe_bench.data.demo import find_demo
 from moe_bench.errors import RecordError
 from moe_bench.launch import local
 from moe_bench.launch.launcher import LaunchPlan
@@ -25,7 +29,15 @@ INTERRUPTED = 130
 
 
 def prepare_demo_corpus(run: ResolvedRun, *, project: Path) -> None:
-    """Make the demo corpus where the run reads it and it is not there yet."""
+    """Make the demo corpus where the run reads it and it is not there yet. Raises DataError."""
+    if not reads_demo(run):
+        return
+    request = demo_request(project, process_environment())
+    if find_demo(request) is None:
+        from moe_bench.data.corpus import build_demo
+
+        print("preparing the demo corpus (once) ...", file=sys.stderr, flush=True)
+        build_demo(request)
 
 
 def watch(plan: LaunchPlan, run: ResolvedRun) -> int:

@@ -40,6 +40,8 @@ class Request:
     """Folder that holds model_configs, runtime_configs and cluster_configs (WORKSPACE)."""
     local: bool
     """True for this machine, where MODEL and CLUSTER have defaults and a job is one node."""
+    demo_prefix: Path | None = None
+    """Where the demo corpus is or will be; None where there is none (a cluster)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,7 @@ def gather(request: Request) -> Gathered:
     return Gathered(
         model=model,
         knobs=knobs,
-        variables=_defaults_of(file) | _variables(conf, knobs, request.project),
+        variables=_variables(conf, knobs, file, request.project),
         exported=_exported(conf, request.environment),
         file=file,
         flags=_flags(flags, knobs),
@@ -206,14 +208,16 @@ def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> Non
     )
 
 
-def _variables(conf: ConfVariables, knobs: Mapping[str, Setting], project: Path) -> dict[str, str]:
-    found = {name: setting.value for name, setting in conf.settings.items()}
+def _variables(
+    conf: ConfVariables,
+    knobs: Mapping[str, Setting],
+    file: model_file.ModelFile,
+    project: Path,
+) -> dict[str, str]:
+    found = {name: one.value for name, one in conf.settings.items() if name not in KNOBS}
+    found |= {entry.name: entry.words[0] for entry in file.defaults if not found.get(entry.name)}
     found |= {name: setting.value for name, setting in knobs.items()}
     return found | {"WORKSPACE": str(project)}
-
-
-def _defaults_of(file: model_file.ModelFile) -> dict[str, str]:
-    return {entry.name: entry.words[0] for entry in file.defaults}
 
 
 def _with_defaults(knobs: Mapping[str, Setting], file: model_file.ModelFile) -> dict[str, Setting]:
