@@ -217,3 +217,40 @@ def demo(output: Path, tokenizer: str, corpus: Path | None, as_json: bool) -> No
             f"train on it with: --data-path {found['data_prefix']} {' '.join(found['tokenizer_args'])}"
         )
     click.echo(json.dumps(found))
+
+
+@command.command()
+@click.argument("prefix", type=click.Path(path_type=Path))
+@click.option("--tokenizer", help="As in `prepare`; by default the manifest tells.")
+@click.option(
+    "--first", type=click.IntRange(min=0), default=40, show_default=True, help="Tokens to show."
+)
+@click.option("--verify", is_flag=True, help="Also compare both files with the manifest's SHA-256.")
+def inspect(prefix: Path, tokenizer: str | None, first: int, verify: bool) -> None:
+    """Show what PREFIX.bin and PREFIX.idx hold, after checking that they are whole."""
+    from moe_bench.data.inspection import inspect_dataset
+
+    if prefix.suffix in {".bin", ".idx"}:
+        prefix = prefix.with_suffix("")
+    found = inspect_dataset(prefix, tokenizer=tokenizer, first=first, verify=verify)
+    click.echo(
+        f"{prefix}: {found.num_documents:,} documents, {found.num_tokens:,} tokens of {found.dtype}"
+    )
+    click.echo(
+        f"sequences {found.num_sequences:,}, of {found.shortest:,} to {found.longest:,} tokens; empty documents {found.empty_documents:,}"
+    )
+    click.echo(f"largest id {found.largest_id:,}")
+    click.echo(f"first ids: {' '.join(map(str, found.first_ids))}")
+    click.echo(
+        f"first text: {found.first_text!r}"
+        if found.first_text is not None
+        else "first text: unknown tokenizer; name it with --tokenizer"
+    )
+    if found.manifest is not None:
+        for line in _summary(found.manifest, prefix)[1:]:
+            click.echo(line)
+    click.echo(
+        "whole: sizes, offsets and hashes agree"
+        if found.verified
+        else "whole: sizes and offsets agree"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -203,7 +203,7 @@ class UnitText:
     documents: list[Document]
     problems: list[Problem]
     blank_lines: int
-    """Empty lines of a JSONL file: no document, no problem, but counted."""
+    """Empty lines where each line is a document: no document, no problem, but counted."""
 
 
 def read_unit(unit: Unit, rules: DocumentRules) -> UnitText:
@@ -231,7 +231,15 @@ def _read_damaged_text(unit: Unit, rules: DocumentRules) -> UnitText:
             problems.append(_bad_utf8(line, bad))
         else:
             documents.append(document)
-    return UnitText(documents=documents, problems=problems, blank_lines=0)
+    blank = _blank_lines(text, [*documents, *problems], rules)
+    return UnitText(documents=documents, problems=problems, blank_lines=blank)
+
+
+def _blank_lines(text: str, found: Sequence[object], rules: DocumentRules) -> int:
+    """Where each line is a document: how many lines are none."""
+    if rules.separator is not None or rules.text_mode != "line":
+        return 0
+    return text.count("\n") + (not text.endswith("\n")) - len(found) if text else 0
 
 
 def _bad_utf8(line: int, error: UnicodeDecodeError) -> Problem:
@@ -255,7 +263,7 @@ def _split_text(text: str, first_line: int, rules: DocumentRules) -> list[Docume
         return [
             Document(line=first_line + number, texts=((line,),))
             for number, line in enumerate(lines)
-            if line or number < len(lines) - 1
+            if line and not line.isspace()
         ]
     return _paragraphs(text, first_line)
 
