@@ -24,13 +24,15 @@ class DefaultGenerators:
         return 1
 
 
-def get_rng_state(_device: Any = "cuda") -> torch.Tensor:
+def get_rng_state(device: Any = "cuda") -> torch.Tensor:
     """State of the host's generator."""
+    del device  # there is one; Megatron names it by keyword
     return torch.default_generator.get_state()
 
 
-def set_rng_state(new_state: torch.Tensor, _device: Any = "cuda", **_kwargs: Any) -> None:
+def set_rng_state(new_state: torch.Tensor, device: Any = "cuda", **_kwargs: Any) -> None:
     """Set the host's generator."""
+    del device
     torch.default_generator.set_state(new_state)
 
 
