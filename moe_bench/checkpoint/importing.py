@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pickle
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.fingerprint import tool
 from moe_bench.checkpoint.layout import extra_states
 from moe_bench.checkpoint.metadata import Box, Metadata, ObjectEntry, TensorEntry, dump
@@ -110,10 +110,10 @@ def run_import(
     _prepare(plan, out)
     with _lock(out, options.node):
         own = [unit for unit in plan.units if unit.index % options.nodes == options.node]
-        todo = [unit for unit in own if _ledger(plan, out, unit) is None]
+        todo = [unit for unit in own if _ledger(out, unit) is None]
         _check_space(out, sum(unit.num_bytes for unit in todo))
         _write_units(plan, out, todo, options, on_progress)
-        missing = [unit for unit in plan.units if _ledger(plan, out, unit) is None]
+        missing = [unit for unit in plan.units if _ledger(out, unit) is None]
         if not missing and not _finished(plan, out):
             _check_copies(plan)
             _commit(plan, out)
@@ -190,7 +190,7 @@ def _check_space(out: Path, needed: int) -> None:
         )
 
 
-def _ledger(plan: Plan, out: Path, unit: Unit) -> list[int] | None:
+def _ledger(out: Path, unit: Unit) -> list[int] | None:
     """The unit's CRCs if it was finished by this plan and its file is whole, else None."""
     try:
         entry = json.loads((out / LEDGER / f"unit-{unit.index}").read_bytes())
@@ -209,8 +209,7 @@ def _write_units(
 ) -> None:
     if not todo:
         return
-    largest_row = max(t.num_bytes // t.shape[0] for t in plan.source.tensors.values() if t.shape)
-    limit = buffer_bytes(options, largest_row)
+    limit = buffer_bytes(options, plan.largest_row)
 
     def start() -> Work:
         # numpy is imported by the worker: the parent stays small and single-threaded, so that forking is safe
@@ -252,7 +251,7 @@ def _check_copies(plan: Plan) -> None:
 def _commit(plan: Plan, out: Path) -> None:
     """Everything that makes the folder a checkpoint, the tracker last. Safe to repeat, alone or by several nodes."""
     release = out / RELEASE
-    crcs = [_ledger(plan, out, unit) for unit in plan.units]
+    crcs = [_ledger(out, unit) for unit in plan.units]
     common = object_stream(pickle.dumps([COMMON], protocol=2))
     empty = object_stream(pickle.dumps([None], protocol=2))
     write_whole(release / OBJECTS, empty + common)
@@ -290,8 +289,6 @@ def _metadata(plan: Plan, empty_bytes: int, common_bytes: int) -> Metadata:
 
 def _carry(plan: Plan, folder: Path) -> dict[str, str]:
     """Copy the small files verbatim; their SHA-256 by name."""
-    import hashlib  # noqa: PLC0415 - only here
-
     folder.mkdir(exist_ok=True)
     digests = {}
     for path in plan.source.carried:
@@ -356,8 +353,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of one element."""
-    return DTYPES[dtype].itemsize

@@ -5,8 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
 
-from moe_bench.checkpoint.mapping import Dialect
+import yaml
+
+from moe_bench.checkpoint.family import Family
+from moe_bench.checkpoint.mapping import Dialect, LayerKeys
+from moe_bench.errors import CheckpointError
 
 _LINEAR = re.compile(r"(.*(?:linear_\w+|eh_proj))\.weight")
 _NORM = re.compile(r"(.*(?:layernorm|enorm|hnorm))\.weight")
@@ -31,3 +37,31 @@ def extra_states(key: str, lead: tuple[int, ...], dialect: Dialect) -> Iterator[
 
 def _dotted(values: tuple[int, ...]) -> str:
     return ".".join(map(str, values))
+
+
+def choose_layer_keys(
+    family: Family, asked: LayerKeys | Literal["auto"], preset: Path | None
+) -> LayerKeys:
+    """What the user asked for, else what the training configuration implies, else the family's custom.
+
+    Megatron names each layer when --moe-layer-freq is a list (an all-ones list too) or greater than 1.
+    """
+    if asked != "auto":
+        return asked
+    if preset is None:
+        return "per-layer" if family.per_layer_keys else "stacked"
+    value = str(_model_args(preset).get("--moe-layer-freq", 1)).strip()
+    return "stacked" if value == "1" else "per-layer"
+
+
+def _model_args(preset: Path) -> dict[str, Any]:
+    try:
+        table = yaml.safe_load(preset.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{preset}: cannot be read: {error}") from error
+    arguments = table.get("MODEL_ARGS") if isinstance(table, dict) else None
+    if not isinstance(arguments, dict):
+        raise CheckpointError(
+            f"{preset} has no MODEL_ARGS; name a model YAML such as those of model_configs/"
+        )
+    return arguments

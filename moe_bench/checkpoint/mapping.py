@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
     rows: int
     view: View | None
     """Set when the matrix is not simply the tensor's rows."""
-    index: int | None
+    expert: int | None
     """Position on the tensor's first axis when one tensor holds all experts."""
 
 
@@ -56,6 +56,11 @@ class MegatronTensor:
     def global_shape(self) -> tuple[int, ...]:
         """As torch_dist's metadata has it."""
         return self.lead + self.shape
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the whole tensor."""
+        return math.prod(self.global_shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +176,7 @@ class _Builder:
         self,
         row: Row,
         keys: tuple[str, ...],
-        places: list[tuple[str, tuple[int, ...]]],
+        places: Sequence[tuple[str, tuple[int, ...]]],
         lead: tuple[int, ...],
     ) -> MegatronTensor:
         shapes = [self.sizes.shape(part.shape) for part in row.parts]
@@ -226,8 +231,3 @@ class _Builder:
             for name, original in self.family.copies.items():
                 found[prefix + name] = found.get(original, original)
         return found
-
-
-def num_elements(tensor: MegatronTensor) -> int:
-    """Elements of the whole tensor."""
-    return math.prod(tensor.global_shape)

@@ -11,6 +11,7 @@ import pickle
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,14 +115,14 @@ class _Emitter:
 def dump(metadata: Metadata) -> bytes:
     """The bytes of a `.metadata` file that torch reads as its own."""
     out = _Emitter()
-    none = lambda: out.raw(b"N")  # noqa: E731 - an opcode with a name
+    none = partial(out.raw, b"N")
     out.instance(_MODULE, "Metadata")
     out.state(
         (
-            ("state_dict_metadata", lambda: _state_dict(out, metadata)),
+            ("state_dict_metadata", partial(_state_dict, out, metadata)),
             ("planner_data", none),
-            ("storage_data", lambda: _storage(out, metadata)),
-            ("storage_meta", lambda: _storage_meta(out)),
+            ("storage_data", partial(_storage, out, metadata)),
+            ("storage_meta", partial(_storage_meta, out)),
             ("version", none),
         )
     )
@@ -136,9 +137,9 @@ def _state_dict(out: _Emitter, metadata: Metadata) -> None:
         out.instance(_MODULE, "TensorStorageMetadata")
         out.state(
             (
-                ("properties", lambda dtype=tensor.dtype: _properties(out, dtype)),
-                ("size", lambda shape=tensor.shape: out.size(shape)),
-                ("chunks", lambda boxes=tensor.boxes: _chunks(out, boxes)),
+                ("properties", partial(_properties, out, tensor.dtype)),
+                ("size", partial(out.size, tensor.shape)),
+                ("chunks", partial(_chunks, out, tensor.boxes)),
             )
         )
     for key in metadata.objects:
@@ -165,8 +166,8 @@ def _chunks(out: _Emitter, boxes: tuple[Box, ...]) -> None:
         out.instance(_MODULE, "ChunkStorageMetadata")
         out.state(
             (
-                ("offsets", lambda offsets=box.offsets: out.size(offsets)),
-                ("sizes", lambda sizes=box.sizes: out.size(sizes)),
+                ("offsets", partial(out.size, box.offsets)),
+                ("sizes", partial(out.size, box.sizes)),
             )
         )
     out.raw(b"e")
@@ -187,11 +188,11 @@ def _storage(out: _Emitter, metadata: Metadata) -> None:
 def _index(out: _Emitter, key: str, offsets: tuple[int, ...] | None) -> None:
     out.instance(_MODULE, "MetadataIndex")
     fields: list[tuple[str, Callable[[], None]]] = [
-        ("fqn", lambda: out.text(key)),
-        ("index", lambda: out.raw(b"N")),
+        ("fqn", partial(out.text, key)),
+        ("index", partial(out.raw, b"N")),
     ]
     if offsets is not None:
-        fields.append(("offset", lambda: out.size(offsets)))
+        fields.append(("offset", partial(out.size, offsets)))
     out.state(fields)
 
 
@@ -199,22 +200,22 @@ def _info(out: _Emitter, file: str, offset: int, length: int) -> None:
     out.instance("torch.distributed.checkpoint.filesystem", "_StorageInfo")
     out.state(
         (
-            ("relative_path", lambda: out.text(file)),
-            ("offset", lambda: out.integer(offset)),
-            ("length", lambda: out.integer(length)),
+            ("relative_path", partial(out.text, file)),
+            ("offset", partial(out.integer, offset)),
+            ("length", partial(out.integer, length)),
         )
     )
 
 
 def _storage_meta(out: _Emitter) -> None:
     out.instance(_MODULE, "StorageMeta")
-    none = lambda: out.raw(b"N")  # noqa: E731 - an opcode with a name
+    none = partial(out.raw, b"N")
     out.state(
         (
             ("checkpoint_id", none),
             ("save_id", none),
             ("load_id", none),
-            ("modules", lambda: out.raw(b"]")),
+            ("modules", partial(out.raw, b"]")),
         )
     )
 

@@ -9,14 +9,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from moe_bench.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
+from moe_bench.checkpoint.families import family_of
+from moe_bench.checkpoint.family import Family, View
 from moe_bench.checkpoint.fingerprint import digest, tool
-from moe_bench.checkpoint.mapping import Matrix, MegatronTensor, ModelMap, View
+from moe_bench.checkpoint.layout import choose_layer_keys
+from moe_bench.checkpoint.mapping import (
+    Dialect,
+    LayerKeys,
+    Matrix,
+    MegatronTensor,
+    ModelMap,
+    count_mtp,
+    map_model,
+)
 from moe_bench.checkpoint.safetensors import StoredTensor
-from moe_bench.checkpoint.source import HfSource
+from moe_bench.checkpoint.source import HfSource, open_hf
 from moe_bench.checkpoint.torchsave import framed_length
 from moe_bench.errors import CheckpointError
 
@@ -34,7 +46,7 @@ class Read(NamedTuple):
     first: int
     rows: int
     view: View | None
-    index: int | None
+    expert: int | None
 
 
 class Chunk(NamedTuple):
@@ -87,6 +99,14 @@ class Plan:
     hash: str
     """Identity of source, options and converter."""
 
+    notes: tuple[str, ...] = ()
+    """What the user should know before it runs."""
+
+    @property
+    def largest_row(self) -> int:
+        """Bytes of the longest row of the source: the least that a worker must read at once."""
+        return max(t.num_bytes // t.shape[0] for t in self.source.tensors.values() if t.shape)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of tensors and their framing."""
@@ -96,6 +116,37 @@ class Plan:
     def num_chunks(self) -> int:
         """Chunks over all units."""
         return sum(len(unit.chunks) for unit in self.units)
+
+
+def plan_import(
+    hf: Path,
+    *,
+    dialect: Dialect = "te",
+    layer_keys: LayerKeys | Literal["auto"] = "auto",
+    preset: Path | None = None,
+) -> Plan:
+    """Open a Hugging Face model and plan its import. Raises CheckpointError naming tensor and file."""
+    source = open_hf(hf)
+    family = family_of(source.config)
+    keys = choose_layer_keys(family, layer_keys, preset)
+    num_mtp = count_mtp(family, source.config, source.tensors)
+    model_map = map_model(family, source.config, dialect=dialect, layer_keys=keys, num_mtp=num_mtp)
+    return replace(
+        make_plan(source, model_map), notes=tuple(_notes(family, source.config, num_mtp))
+    )
+
+
+def _notes(family: Family, config: Mapping[str, Any], num_mtp: int) -> Iterator[str]:
+    if family.mtp_layers and config.get(family.mtp_layers) and not num_mtp:
+        yield (
+            f"config.json states {family.mtp_layers} = {config[family.mtp_layers]}, but the weights have no such layer "
+            "(transformers drops it when it saves): train without --mtp-num-layers"
+        )
+    if config.get("kv_lora_rank") and not config.get("q_lora_rank"):
+        yield (
+            "this model has no query compression: with --qk-layernorm Megatron 0.19 gives it a query norm that it does "
+            "not have; use a layer spec without it (docs/convert.md, 'A norm that is not there')"
+        )
 
 
 def make_plan(source: HfSource, model_map: ModelMap) -> Plan:

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.errors import CheckpointError
@@ -94,7 +94,7 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
     return StoredTensor(path, dtype, tuple(shape), start + first, expected)
 
 
-def _naturals(values: object) -> bool:
+def _naturals(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 

@@ -126,6 +126,8 @@ class Stored(NamedTuple):
     """Bytes from the stream's start to the first element."""
     crc: int
     """CRC-32 that the zip states for the storage."""
+    storage: int
+    """Bytes from the stream's start to the storage, which may begin before the tensor."""
     num_bytes: int
     """Bytes of the whole storage."""
 
@@ -196,8 +198,9 @@ def parse(stream: ZipWindow) -> Stored:
     first = tensor.offset * itemsize
     if not _is_contiguous(tensor) or first + math.prod(tensor.shape) * itemsize > entry.size:
         raise CheckpointError("a chunk's tensor is not contiguous or outgrows its storage")
+    storage = stream.payload(entry)
     return Stored(
-        tensor.storage.dtype, tensor.shape, stream.payload(entry) + first, entry.crc, entry.size
+        tensor.storage.dtype, tensor.shape, storage + first, entry.crc, storage, entry.size
     )
 
 

@@ -96,11 +96,11 @@ class UnitWriter:
                 if not self._allow_non_finite and has_non_finite(block, dtype):
                     self._refuse(read)
                 crc = zlib.crc32(block, crc)
-                _write(fd, block, at, path)
+                write_all(fd, block, at, path)
                 at += len(block)
         head, tail = frame(dtype, chunk.sizes, crc, base)
-        _write(fd, head, base, path)
-        _write(fd, tail, at, path)
+        write_all(fd, head, base, path)
+        write_all(fd, tail, at, path)
         return crc
 
     def _refuse(self, read: Read) -> NoReturn:
@@ -116,10 +116,10 @@ class UnitWriter:
         if read.view is not None:
             yield from self._viewed(read, stored, dtype)
             return
-        matrix = stored.num_bytes // stored.shape[0] if read.index is not None else 0
-        rows_in_file = stored.shape[1] if read.index is not None else stored.shape[0]
+        matrix = stored.num_bytes // stored.shape[0] if read.expert is not None else 0
+        rows_in_file = stored.shape[1] if read.expert is not None else stored.shape[0]
         row_bytes = (matrix or stored.num_bytes) // rows_in_file
-        start = (read.index or 0) * matrix + read.first * row_bytes
+        start = (read.expert or 0) * matrix + read.first * row_bytes
         if stored.dtype == dtype:
             yield from self._raw(read.name, stored, start, read.rows * row_bytes)
             return
@@ -166,10 +166,10 @@ class UnitWriter:
             raise CheckpointError(
                 f"{stored.file}: tensor {read.name!r} is {stored.dtype} and must be {dtype}"
             )
-        shape = stored.shape if read.index is None else stored.shape[1:]
-        length = stored.num_bytes if read.index is None else stored.num_bytes // stored.shape[0]
+        shape = stored.shape if read.expert is None else stored.shape[1:]
+        length = stored.num_bytes if read.expert is None else stored.num_bytes // stored.shape[0]
         raw = bytearray(length)
-        start = (read.index or 0) * length
+        start = (read.expert or 0) * length
         for at in range(0, length, len(self._reader.buffer)):
             count = min(len(self._reader.buffer), length - at)
             raw[at : at + count] = self._reader.read(read.name, stored, start + at, count)
@@ -179,7 +179,8 @@ class UnitWriter:
         yield memoryview(np.ascontiguousarray(rows)).cast("B")
 
 
-def _write(fd: int, data: memoryview | bytes, at: int, path: Path) -> None:
+def write_all(fd: int, data: memoryview | bytes, at: int, path: Path) -> None:
+    """Write all of `data` at offset `at`. Raises CheckpointError naming the file."""
     view = memoryview(data)
     try:
         while len(view):

@@ -41,7 +41,7 @@ def run_tasks(
     for _ in range(min(processes, len(tasks))):
         ours, theirs = context.Pipe(duplex=False)
         parent = os.getpid()
-        process = context.Process(
+        process: BaseProcess = context.Process(
             target=_worker, args=(theirs, counter, tasks, start, parent), daemon=True
         )
         process.start()

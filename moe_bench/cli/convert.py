@@ -2,78 +2,212 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-_EXISTING = click.Path(path_type=Path)
+from moe_bench.errors import CheckpointError
+from moe_bench.units import GB, format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from moe_bench.checkpoint.plan import Plan
+
+_PATH = click.Path(path_type=Path)
+_ESTIMATED_BYTES_PER_S = 1 * GB
+"""For the dry run's time; a local disk of 2026."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Convert checkpoints between Hugging Face and Megatron's torch_dist, without a model, a GPU or torch."""
+    """Convert checkpoints between Hugging Face and Megatron's torch_dist: no model, no GPU, no torch."""
 
 
 @command.command("import")
-@click.argument("hf", type=_EXISTING)
-@click.argument("out", type=_EXISTING)
+@click.argument("hf", type=_PATH)
+@click.argument("out", type=_PATH)
 @click.option(
     "--dialect",
     type=click.Choice(["te", "local", "both"]),
     default="te",
     show_default=True,
-    help="Keys of Transformer Engine's layer spec, of the local one, or both naming the same bytes.",
+    help="Keys of Transformer Engine's layer spec (GPUs), of the local spec, or both naming the same bytes.",
 )
 @click.option(
     "--layer-keys",
     type=click.Choice(["auto", "stacked", "per-layer"]),
     default="auto",
     show_default=True,
-    help="One key for all layers, or one for each (when --moe-layer-freq is a list).",
+    help="One key for all layers, or one for each as when --moe-layer-freq is a list.",
+)
+@click.option(
+    "--preset", type=_PATH, help="Model YAML whose --moe-layer-freq decides --layer-keys."
 )
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--memory-mib", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--node", type=click.IntRange(0), default=0)
-@click.option("--nodes", type=click.IntRange(1), default=1)
-@click.option("--allow-non-finite", is_flag=True)
-def import_(
-    hf: Path,
-    out: Path,
-    dialect: str,
-    layer_keys: str,
-    processes: int,
-    memory_mib: int,
-    node: int,
-    nodes: int,
-    allow_non_finite: bool,
-) -> None:
-    """Write the torch_dist checkpoint OUT from the Hugging Face model HF."""
-    from moe_bench.checkpoint.families import family_of
-    from moe_bench.checkpoint.importing import ImportOptions, run_import
-    from moe_bench.checkpoint.mapping import count_mtp, map_model
-    from moe_bench.checkpoint.plan import make_plan
-    from moe_bench.checkpoint.source import open_hf
+@click.option("--memory-mib", type=click.IntRange(1), default=512, show_default=True,
+              help="Bound on anonymous memory of all processes together.")  # fmt: skip
+@click.option(
+    "--node",
+    default="0/1",
+    show_default=True,
+    help="I/N: this is machine I (from 0) of N that share OUT.",
+)
+@click.option("--allow-non-finite", is_flag=True, help="Accept NaN and infinity in the weights.")
+@click.option("--dry-run", is_flag=True, help="Print sizes, plan, time and memory; write nothing.")
+def import_(hf: Path, out: Path, **asked: Any) -> None:
+    """Write the torch_dist checkpoint OUT from the Hugging Face model HF (a folder, a hub cache entry or a file)."""
+    from moe_bench.checkpoint.importing import ImportOptions, buffer_bytes, run_import
+    from moe_bench.checkpoint.plan import plan_import
 
-    source = open_hf(hf)
-    family = family_of(source.config)
-    keys = (
-        layer_keys
-        if layer_keys != "auto"
-        else ("per-layer" if family.per_layer_keys else "stacked")
+    started = time.monotonic()
+    plan = plan_import(
+        hf, dialect=asked["dialect"], layer_keys=asked["layer_keys"], preset=asked["preset"]
     )
-    model_map = map_model(
-        family,
-        source.config,
-        dialect=dialect,
-        layer_keys=keys,
-        num_mtp=count_mtp(family, source.config, source.tensors),
-    )
-    plan = make_plan(source, model_map)
+    node, nodes = _node(asked["node"])
     options = ImportOptions(
-        processes=processes,
-        memory_bytes=memory_mib << 20,
+        processes=asked["processes"],
+        memory_bytes=asked["memory_mib"] << 20,
         node=node,
         nodes=nodes,
-        allow_non_finite=allow_non_finite,
+        allow_non_finite=asked["allow_non_finite"],
     )
-    print(run_import(plan, out, options))
+    _print_plan(plan, time.monotonic() - started)
+    if asked["dry_run"]:
+        buffer = buffer_bytes(options, plan.largest_row)
+        print(f"memory    at most {format_bytes(options.memory_bytes)} anonymous in {options.processes} processes "
+              f"({format_bytes(buffer)} read at once by each)")  # fmt: skip
+        print(
+            f"time      about {format_duration(plan.num_bytes / _ESTIMATED_BYTES_PER_S)} at 1 GB/s (estimated)"
+        )
+        print("dry run: nothing was written")
+        return
+    result = run_import(plan, out, options, _progress("written"))
+    if result.units_elsewhere:
+        print(
+            f"{result.units_elsewhere} of {len(plan.units)} files are left to other nodes; the last to finish commits"
+        )
+        return
+    print(
+        f"wrote     {out}: {result.units_written} files, {format_bytes(result.num_bytes)} in "
+        f"{format_duration(result.seconds)}; {result.units_reused} files were already there"
+    )
+    print(
+        f"load it   with Megatron's --load {out} --ckpt-format torch_dist --finetune --no-load-optim --no-load-rng"
+    )
+
+
+def _node(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise CheckpointError(f"--node {text!r}: expected I/N with I from 0 to N - 1, such as 0/2")
+    return int(index), int(count)
+
+
+def _print_plan(plan: Plan, seconds: float) -> None:
+    family = plan.model_map.family.name
+    source_bytes = sum(t.num_bytes for t in plan.source.tensors.values())
+    parameters = sum(p.tensor.num_elements for p in plan.tensors)
+    print(f"source    {plan.source.root}: {family}, {format_count(parameters)} parameters, "
+          f"{len(plan.source.tensors)} tensors, {format_bytes(source_bytes)} in {len(plan.source.files)} files")  # fmt: skip
+    print(f"plan      {len(plan.tensors)} Megatron tensors in {plan.num_chunks} chunks, {format_bytes(plan.num_bytes)} "
+          f"in {len(plan.units)} files; {plan.model_map.dialect} keys, {plan.model_map.layer_keys}; "
+          f"planned in {seconds:.2f} s")  # fmt: skip
+    for note in plan.notes:
+        print(f"note      {note}")
+
+
+def _progress(verb: str) -> Callable[[int, int], None]:
+    """Rate and time left on standard error: a line that rewrites itself, or one every ten seconds in a log."""
+    started = time.monotonic()
+    shown = started - 10
+    on_terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < (0.2 if on_terminal else 10) and done < total:
+            return
+        shown = now
+        rate = done / max(1e-6, now - started)
+        left = format_duration((total - done) / rate) if rate else "?"
+        line = f"{verb} {format_bytes(done)} of {format_bytes(total)}, {rate / GB:.2f} GB/s, {left} left"
+        end = "\r" if on_terminal and done < total else "\n"
+        print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+@command.command("export")
+@click.argument("megatron", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option(
+    "--hf",
+    type=_PATH,
+    help="Folder of config.json and tokenizer; default: what the import carried along.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["BF16", "F32"]), help="Store every weight so; default: as it is."
+)
+@click.option(
+    "--fp8",
+    is_flag=True,
+    help="Restore the FP8 weights and scales that an untrained checkpoint came from.",
+)
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+def export(
+    megatron: Path, out: Path, hf: Path | None, dtype: str | None, fp8: bool, processes: int
+) -> None:
+    """Write the Hugging Face model OUT from the torch_dist checkpoint MEGATRON, whoever wrote it."""
+    from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
+
+    options = ExportOptions(processes=processes, dtype=dtype, fp8=fp8)
+    plan = plan_export(megatron, hf, options)
+    started = time.monotonic()
+    reused = run_export(plan, out, options, _progress("exported"))
+    tensors = sum(len(tensors) for tensors in plan.files.values())
+    print(
+        f"wrote {out}: {tensors} tensors, {format_bytes(plan.num_bytes)} in {len(plan.files)} files, "
+        f"{format_duration(time.monotonic() - started)}; {reused} files were already there"
+    )
+
+
+@command.command("inspect")
+@click.argument("path", type=_PATH)
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+def inspect_(path: Path, tensors: bool) -> None:
+    """Say what PATH holds: format, model, size, keys, and the Megatron flags of its configuration."""
+    from moe_bench.checkpoint.inspecting import inspect
+
+    found = inspect(path)
+    print(f"{found.place}: {found.format}, {format_count(found.parameters)} parameters, {format_bytes(found.num_bytes)}, "
+          f"{len(found.tensors)} tensors")  # fmt: skip
+    for label, value in found.facts.items():
+        print(f"{label:<16}{value}")
+    if found.flags:
+        print("Megatron flags  " + " ".join(found.flags))
+    if tensors:
+        for name, (dtype, shape) in found.tensors.items():
+            print(f"{dtype:<8} {shape!s:<24} {name}")
+
+
+@command.command("verify")
+@click.argument("a", type=_PATH)
+@click.argument("b", type=_PATH)
+def verify_(a: Path, b: Path) -> None:
+    """Compare every weight of A and B, each a Hugging Face model or a torch_dist checkpoint. Exit 1 if they differ."""
+    from moe_bench.checkpoint.verifying import verify
+
+    verdict = verify(a, b)
+    for difference in verdict.differences[:20]:
+        print(f"DIFFERENT {difference.name}: {difference.reason}")
+    if len(verdict.differences) > 20:
+        print(f"... and {len(verdict.differences) - 20} more")
+    print(
+        f"{verdict.tensors} tensors, {format_bytes(verdict.num_bytes)} compared, {verdict.chunks_checked} chunk checksums: "
+        f"{'the same' if not verdict.differences else f'{len(verdict.differences)} differences'}"
+    )
+    if verdict.differences:
+        sys.exit(1)

@@ -1,0 +1,304 @@
+"""torch_dist -> Hugging Face: one safetensors file at a time, each whole or absent, the index last."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_bench.checkpoint.dtypes import DTYPES
+from moe_bench.checkpoint.families import family_of
+from moe_bench.checkpoint.importing import CARRIED, MANIFEST, write_whole
+from moe_bench.checkpoint.mapping import LayerKeys, ModelMap, count_mtp, map_model
+from moe_bench.checkpoint.metadata import TensorEntry
+from moe_bench.checkpoint.safetensors import StoredTensor, build_header, read_header
+from moe_bench.checkpoint.side_file import SCALES
+from moe_bench.checkpoint.source import INDEX, carried_files, read_json
+from moe_bench.checkpoint.torch_dist import TorchDist, open_torch_dist
+from moe_bench.checkpoint.workers import Work, run_tasks
+from moe_bench.errors import CheckpointError
+
+SHARD_BYTES = 4 << 30
+"""Largest file, where the source's own index is not known."""
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What to write."""
+
+    processes: int = 2
+    dtype: str | None = None
+    """BF16 or F32 for every weight; None keeps what the checkpoint holds."""
+    fp8: bool = False
+    """Restore the FP8 weights and scales that the checkpoint was imported from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutTensor:
+    """One tensor of an output file."""
+
+    name: str
+    origin: str
+    """The tensor whose bytes it has: itself, or what it is a copy of."""
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportPlan:
+    """A whole export."""
+
+    checkpoint: TorchDist
+    model_map: ModelMap
+    config_folder: Path
+    files: Mapping[str, tuple[OutTensor, ...]]
+    scales: Mapping[str, StoredTensor]
+    scale_block: tuple[int, int] | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of tensors."""
+        return sum(
+            math.prod(t.shape) * DTYPES[t.dtype].itemsize for ts in self.files.values() for t in ts
+        )
+
+
+def detect_layer_keys(keys: Iterable[str]) -> LayerKeys:
+    """Whether a checkpoint has one key for all layers."""
+    return (
+        "stacked"
+        if any(k.startswith("decoder.layers.self_attention.") for k in keys)
+        else "per-layer"
+    )
+
+
+def plan_export(megatron: Path, config_folder: Path | None, options: ExportOptions) -> ExportPlan:
+    """Raises CheckpointError when the checkpoint and config.json do not describe the same model."""
+    checkpoint = open_torch_dist(megatron)
+    root = checkpoint.folder.parent if (checkpoint.folder.parent / CARRIED).is_dir() else megatron
+    folder = config_folder or root / CARRIED
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}/config.json does not exist; name the folder of the model's Hugging Face configuration with --hf"
+        )
+    config = read_json(folder / "config.json")
+    manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
+    model_map = map_checkpoint(checkpoint, config)
+    scales = _scales(root) if options.fp8 else {}
+    tensors = _out_tensors(checkpoint, model_map, manifest, options, scales)
+    weight_map = None
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+    block = manifest.get("scale_block")
+    return ExportPlan(
+        checkpoint=checkpoint,
+        model_map=model_map,
+        config_folder=folder,
+        files=_files(tensors, weight_map),
+        scales=scales,
+        scale_block=(block[0], block[1]) if block else None,
+    )
+
+
+def map_checkpoint(checkpoint: TorchDist, config: Mapping[str, Any]) -> ModelMap:
+    """The family's map with the layer keys that the checkpoint has; either dialect's keys will do."""
+    family = family_of(config)
+    has_mtp = any(key.startswith("mtp.layers.") for key in checkpoint.tensors)
+    first = family.layer_prefix.replace("{layer}", str(config.get("num_hidden_layers")))
+    return map_model(
+        family,
+        config,
+        dialect="both",
+        layer_keys=detect_layer_keys(checkpoint.tensors),
+        num_mtp=count_mtp(family, config, [first] if has_mtp else []),
+    )
+
+
+def _scales(root: Path) -> dict[str, StoredTensor]:
+    if not (root / SCALES).is_file():
+        raise CheckpointError(
+            f"--fp8 needs {root / SCALES}, which an import from an FP8 source writes"
+        )
+    return read_header(root / SCALES)[0]
+
+
+def _out_tensors(
+    checkpoint: TorchDist,
+    model_map: ModelMap,
+    manifest: Mapping[str, Any],
+    options: ExportOptions,
+    scales: Mapping[str, StoredTensor],
+) -> dict[str, OutTensor]:
+    """Every tensor to write, by name: weights, scales, and the copies that the source had."""
+    source_dtypes = {n: d for d, names in manifest.get("source_dtypes", {}).items() for n in names}
+    tensors: dict[str, OutTensor] = {}
+    for tensor in model_map.tensors:
+        entry = _entry(checkpoint, (tensor.key, *tensor.aliases))
+        for name in dict.fromkeys(p.name for matrix in tensor.matrices for p in matrix.pieces):
+            shape = model_map.hf_shapes[name]
+            dtype = tensor.dtype or options.dtype or entry.dtype
+            if name + "_scale_inv" in scales:
+                dtype = "F8_E4M3"
+            elif (
+                tensor.dtype is not None
+                and source_dtypes.get(name) == "BF16"
+                and options.dtype is None
+            ):
+                dtype = "BF16"
+            tensors[name] = OutTensor(name=name, origin=name, dtype=dtype, shape=shape)
+    for name, scale in scales.items():
+        tensors[name] = OutTensor(name=name, origin=name, dtype=scale.dtype, shape=scale.shape)
+    dropped = manifest.get("dropped_copies")
+    for name, original in model_map.copies.items():
+        wanted = name in dropped if dropped is not None else name != "lm_head.weight"
+        if wanted:
+            base = tensors[original]
+            tensors[name] = OutTensor(
+                name=name, origin=original, dtype=base.dtype, shape=base.shape
+            )
+    return tensors
+
+
+def _entry(checkpoint: TorchDist, keys: tuple[str, ...]) -> TensorEntry:
+    for key in keys:
+        if key in checkpoint.tensors:
+            return checkpoint.tensors[key]
+    raise CheckpointError(
+        f"{checkpoint.folder} has no {' nor '.join(map(repr, keys))}; the configuration is another model's"
+    )
+
+
+def _files(
+    tensors: Mapping[str, OutTensor], weight_map: object
+) -> dict[str, tuple[OutTensor, ...]]:
+    """Tensors of each file: as the source's index had them when it names the same ones, else filled up in order."""
+    groups: dict[str, list[OutTensor]] = {}
+    if isinstance(weight_map, dict) and set(weight_map) == set(tensors):
+        for name in weight_map:
+            groups.setdefault(str(weight_map[name]), []).append(tensors[name])
+    else:
+        shards = list(_shards(tensors.values()))
+        for i, shard in enumerate(shards):
+            name = (
+                f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE
+            )
+            groups[name] = shard
+    return {name: tuple(groups[name]) for name in sorted(groups)}
+
+
+def _shards(tensors: Iterable[OutTensor]) -> Iterator[list[OutTensor]]:
+    shard: list[OutTensor] = []
+    size = 0
+    for tensor in sorted(tensors, key=lambda t: _natural(t.name)):
+        num_bytes = math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
+        if shard and size + num_bytes > SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += num_bytes
+    if shard:
+        yield shard
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key under which layer 10 follows layer 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def run_export(
+    plan: ExportPlan,
+    out: Path,
+    options: ExportOptions,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> int:
+    """Write the model; return how many files were already there from an interrupted run.
+
+    Raises CheckpointError; `out` then has no index and no config.json, so nothing takes it for a model.
+    """
+    _prepare(plan, out)
+    names = list(plan.files)
+    todo = [name for name in names if not _whole(plan, out / name)]
+    sizes = {n: sum(math.prod(t.shape) for t in plan.files[n]) for n in names}
+
+    def start() -> Work:
+        # numpy is imported by the worker, so that the parent forks while it has one thread
+        from moe_bench.checkpoint.file_writer import FileWriter  # noqa: PLC0415
+
+        return FileWriter(plan, out).write
+
+    done = 0
+    for position, _ in run_tasks(todo, start, processes=options.processes):
+        done += sizes[todo[position]]
+        on_progress(done, sum(sizes[name] for name in todo))
+    _commit(plan, out)
+    return len(names) - len(todo)
+
+
+_UNFINISHED = ".convert-export"
+
+
+def _prepare(plan: ExportPlan, out: Path) -> None:
+    identity = f"{plan.checkpoint.folder.resolve()} {(plan.checkpoint.folder / '.metadata').stat().st_mtime_ns}"
+    marker = out / _UNFINISHED
+    try:
+        if out.exists() and any(out.iterdir()) and not marker.exists():
+            raise CheckpointError(
+                f"{out} is not empty and not an unfinished export; nothing was written"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        if marker.exists() and marker.read_text() != identity:
+            raise CheckpointError(
+                f"{out} holds an unfinished export of another checkpoint; remove it"
+            )
+        write_whole(marker, identity.encode())
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def header_of(plan: ExportPlan, name: str) -> tuple[bytes, dict[str, int]]:
+    """Header and offsets of an output file."""
+    return build_header([(t.name, t.dtype, t.shape) for t in plan.files[name]])
+
+
+def file_size(plan: ExportPlan, name: str) -> int:
+    """Bytes of an output file."""
+    header, _ = header_of(plan, name)
+    return len(header) + sum(
+        math.prod(t.shape) * DTYPES[t.dtype].itemsize for t in plan.files[name]
+    )
+
+
+def _whole(plan: ExportPlan, path: Path) -> bool:
+    try:
+        return path.stat().st_size == file_size(plan, path.name)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
+def _commit(plan: ExportPlan, out: Path) -> None:
+    for path in carried_files(plan.config_folder):
+        if path.name not in (INDEX, "config.json"):
+            write_whole(out / path.name, path.read_bytes())
+    if list(plan.files) != [SINGLE]:
+        weight_map = {t.name: file for file, tensors in plan.files.items() for t in tensors}
+        index = {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map}
+        write_whole(out / INDEX, json.dumps(index, indent=2).encode())
+    write_whole(out / "config.json", _config(plan))
+    (out / _UNFINISHED).unlink()
+
+
+def _config(plan: ExportPlan) -> bytes:
+    """config.json verbatim; without its quantisation when the weights are no longer quantised."""
+    raw = (plan.config_folder / "config.json").read_bytes()
+    config = json.loads(raw)
+    if plan.scales or "quantization_config" not in config:
+        return raw
+    del config["quantization_config"]
+    return json.dumps(config, indent=2).encode()

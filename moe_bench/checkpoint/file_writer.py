@@ -1,0 +1,84 @@
+"""Writes one safetensors file from a torch_dist checkpoint. Runs in a worker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from moe_bench.checkpoint.arithmetic import Array, narrow, requantize, widen
+from moe_bench.checkpoint.dtypes import DTYPES
+from moe_bench.checkpoint.exporting import ExportPlan, OutTensor, header_of
+from moe_bench.checkpoint.unit_writer import write_all
+from moe_bench.checkpoint.weights import BLOCK_BYTES, MegatronWeights
+from moe_bench.errors import CheckpointError
+
+
+class FileWriter:
+    """Writes files of a plan, one at a time."""
+
+    def __init__(self, plan: ExportPlan, out: Path) -> None:
+        self._plan, self._out = plan, out
+        self._weights = MegatronWeights(plan.checkpoint, plan.model_map)
+
+    def write(self, name: str) -> None:
+        """Write the file under its final name, synced."""
+        part = self._out / f"{name}.part"
+        header, offsets = header_of(self._plan, name)
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            write_all(fd, header, 0, part)
+            for tensor in self._plan.files[name]:
+                self._tensor(fd, tensor, offsets[tensor.name], part)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        part.rename(self._out / name)
+
+    def _tensor(self, fd: int, tensor: OutTensor, at: int, path: Path) -> None:
+        if tensor.origin in self._plan.scales:
+            write_all(fd, self._scale(tensor.origin), at, path)
+            return
+        spec = self._weights.specs[tensor.origin]
+        row_bytes = max(
+            1, int(np.prod(spec.shape[1:], dtype=np.int64)) * DTYPES[spec.dtype].itemsize
+        )
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for row in range(0, spec.shape[0], step):
+            bits = self._weights.rows(tensor.origin, row, min(step, spec.shape[0] - row))
+            raw = memoryview(np.ascontiguousarray(self._cast(tensor, spec.dtype, bits, row))).cast(
+                "B"
+            )
+            write_all(fd, raw, at, path)
+            at += len(raw)
+
+    def _cast(self, tensor: OutTensor, dtype: str, bits: Array, row: int) -> Array:
+        if tensor.dtype == dtype:
+            return bits
+        if tensor.dtype == "F8_E4M3":
+            return self._quantized(tensor, bits, row)
+        raw = memoryview(np.ascontiguousarray(bits)).cast("B")
+        wide = memoryview(widen(raw, dtype)).cast("B") if dtype != "F32" else raw
+        if tensor.dtype == "F32":
+            return np.frombuffer(wide, np.uint32)
+        return narrow(wide, tensor.dtype)
+
+    def _quantized(self, tensor: OutTensor, bits: Array, row: int) -> Array:
+        block = self._plan.scale_block
+        assert block is not None, "scales come with a manifest that states their block"
+        stored = self._plan.scales[tensor.origin + "_scale_inv"]
+        scales = np.frombuffer(self._scale(tensor.origin + "_scale_inv"), np.float32)
+        codes = requantize(bits, scales.reshape(stored.shape), row, block)
+        if codes is None:
+            raise CheckpointError(
+                f"{self._plan.checkpoint.folder}: {tensor.name!r} no longer has the values of its FP8 source "
+                "(it was trained); export without --fp8"
+            )
+        return codes
+
+    def _scale(self, name: str) -> bytes:
+        stored = self._plan.scales[name]
+        with stored.file.open("rb") as file:
+            file.seek(stored.offset)
+            return file.read(stored.num_bytes)

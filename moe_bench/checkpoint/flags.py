@@ -1,0 +1,60 @@
+"""The Megatron flags that build the model a config.json describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_bench.checkpoint.family import Family, read_sizes
+from moe_bench.errors import CheckpointError
+
+
+def megatron_flags(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """Flags and values in argv order. Raises CheckpointError for RoPE scaling that has no flag."""
+    sizes = read_sizes(family, config)
+    argv: list[str] = []
+    for flag, rule in family.flags.items():
+        value = _value(rule, config, sizes.number)
+        if value is not None:
+            argv += [flag, value] if value else [flag]
+    if family.per_layer_keys:
+        kinds = [int(not family.is_dense(config, layer)) for layer in range(sizes.values["L"])]
+        argv += ["--moe-layer-freq", f"({kinds})".replace(" ", "")]
+    return argv + _rope(config)
+
+
+def _value(rule: str, config: Mapping[str, Any], number: Any) -> str | None:
+    """`=literal`, `@config key`, `?key` and `!key` (a switch when truthy, falsy), or a size word (absent when 0)."""
+    kind, rest = rule[0], rule[1:]
+    if kind == "=":
+        return rest
+    if kind == "@":
+        value = config.get(rest)
+        return None if value is None else str(value)
+    if kind in "?!":
+        return "" if bool(config.get(rest)) is (kind == "?") else None
+    return str(number(rule)) if number(rule) else None
+
+
+def _rope(config: Mapping[str, Any]) -> list[str]:
+    """RoPE's base and scaling; transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
+    rope = config.get("rope_parameters") or {}
+    scaling = {**(config.get("rope_scaling") or {}), **rope}
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    argv = ["--rotary-base", str(int(theta))]
+    partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        argv += ["--rotary-percent", str(partial)]
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        mla = config.get("kv_lora_rank")
+        return [*argv, "--rope-type", "rope"] if mla else argv
+    if kind != "yarn":
+        raise CheckpointError(
+            f"config.json: RoPE scaling {kind!r} has no Megatron flags here; only yarn has"
+        )
+    argv += ["--rope-type", "yarn", "--rotary-scaling-factor", str(scaling["factor"])]
+    for flag, key in (("--mscale", "mscale"), ("--mscale-all-dim", "mscale_all_dim")):
+        if scaling.get(key) is not None:
+            argv += [flag, str(scaling[key])]
+    return argv
