@@ -29,6 +29,6 @@ def command(run: str, runs_folder: Path, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from moe_bench.results.summary_text import summary_panel
+    from moe_bench.results.summary_text import print_summary
 
-    Console(highlight=False).print(summary_panel(summary))
+    print_summary(summary, Console(highlight=False))

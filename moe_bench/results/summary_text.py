@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -17,8 +18,30 @@ from moe_bench.units import format_duration
 Row = tuple[str, str]
 
 
-def summary_panel(summary: Summary) -> RenderableType:
-    """What `summarize` and the end of a launch show."""
+def print_summary(summary: Summary, console: Console) -> None:
+    """What `summarize` and the end of a launch show: a panel, and below it the paths, unbroken."""
+    console.print(_panel(summary))
+    for name, path in summary_paths(summary):
+        console.print(f"{name}: {path}", markup=False, soft_wrap=True)
+
+
+def summary_paths(summary: Summary) -> Iterator[Row]:
+    """What the run wrote that exists now."""
+    root = Path(summary.run_dir)
+    names = {
+        "record": STEPS_FILE,
+        "logs": "logs",
+        "tensorboard": "tensorboard",
+        "profiles": "profiles",
+    }
+    for name, path in names.items():
+        if (root / path).exists():
+            yield name, str(root / path)
+    if summary.checkpoints:
+        yield f"checkpoints ({len(summary.checkpoints)}), the last", summary.checkpoints[-1]
+
+
+def _panel(summary: Summary) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -56,11 +79,8 @@ def summary_rows(summary: Summary) -> Iterator[Row]:
         yield "expert load", _balance(summary.balance)
     if summary.startup_s is not None:
         yield "start-up", f"{format_duration(summary.startup_s)} to the end of the first step"
-    if summary.checkpoints:
-        yield "checkpoints", f"{len(summary.checkpoints)}, last {summary.checkpoints[-1]}"
     for substitution in summary.substitutions:
         yield "substituted", f"{substitution.asked} -> {substitution.used} ({substitution.reason})"
-    yield "record", f"{summary.run_dir}/{STEPS_FILE}"
 
 
 def qualifications(summary: Summary) -> tuple[str, ...]:

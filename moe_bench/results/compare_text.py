@@ -1,0 +1,125 @@
+"""A comparison as text for a terminal or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moe_bench.results.compare import RATIO_RULE, Comparison, Ratio
+from moe_bench.results.distribution import Distribution
+from moe_bench.results.records import LM_LOSS
+from moe_bench.results.summary import Summary
+from moe_bench.results.summary_text import format_number, qualifications, rehearsal_banner
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Figures side by side, then what differs, then the verdict for each run."""
+    for index, summary in enumerate(comparison.summaries):
+        console.print(f"{letter(index)}  {summary.run_id}", markup=False, soft_wrap=True)
+    console.print()
+    console.print(_figures(comparison))
+    console.print()
+    if comparison.differences:
+        console.print(_differences(comparison))
+    else:
+        console.print("no knob, flag, environment variable or version differs")
+    console.print()
+    for line in verdicts(comparison):
+        console.print(line, markup=False, soft_wrap=True)
+    for index, summary in enumerate(comparison.summaries):
+        if summary.rehearsal:
+            console.print(f"{letter(index)}: {rehearsal_banner(summary)}", style="bold yellow")
+        for warning in qualifications(summary):
+            console.print(Text(f"{letter(index)}: warning: {warning}", style="yellow"))
+
+
+def letter(index: int) -> str:
+    """A, B, ..., Z, 27, 28, ...: what a run is called within a comparison."""
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def verdicts(comparison: Comparison) -> Iterator[str]:
+    """One sentence for each run after the first, and the reasons where it is not ranked."""
+    for index in range(1, len(comparison.summaries)):
+        reasons = comparison.not_ranked_because[index]
+        found = comparison.tokens_per_s[index]
+        name = letter(index)
+        if found is None:
+            yield f"{name} against A: nothing to compare, a run made no step"
+        elif reasons:
+            yield f"{name} against A: NOT RANKED ({_ratio(found)} tokens/s, of different workloads)"
+        elif found.conclusive:
+            word = "faster" if found.ratio > 1 else "slower"
+            yield f"{name} is {word} than A: {_ratio(found)} tokens/s"
+        else:
+            yield f"{name} against A: no difference beyond the noise, {_ratio(found)} tokens/s"
+        yield from (f"  - {reason}" for reason in reasons)
+    yield f"({RATIO_RULE})"
+
+
+def _ratio(found: Ratio) -> str:
+    if found.bounds is None:
+        return f"{found.ratio:.3f}x (too few steps for bounds)"
+    return f"{found.ratio:.3f}x ({found.bounds[0]:.3f} to {found.bounds[1]:.3f})"
+
+
+def _figures(comparison: Comparison) -> Table:
+    table = _table(comparison, first="median of the steady state")
+    summaries = comparison.summaries
+    table.add_row("model", *(Text(summary.model) for summary in summaries))
+    table.add_row("routing", *(Text(summary.routing_mode) for summary in summaries))
+    table.add_row("steps measured", *(_count(summary.step_time_s) for summary in summaries))
+    table.add_row("step time, s", *(_median(summary.step_time_s) for summary in summaries))
+    table.add_row("tokens/s", *(_median(summary.tokens_per_s) for summary in summaries))
+    table.add_row(
+        "tokens/s/rank", *(_median(summary.tokens_per_s_per_rank) for summary in summaries)
+    )
+    table.add_row("TFLOP/s/GPU", *(_median(summary.tflops_per_gpu) for summary in summaries))
+    table.add_row("last loss", *(_last_loss(summary) for summary in summaries))
+    table.add_row("memory, GiB", *(_number(max(s.memory_gib, default=None)) for s in summaries))
+    table.add_row(
+        "busiest expert / mean",
+        *(_number(s.balance.worst_max_over_mean if s.balance else None) for s in summaries),
+    )
+    return table
+
+
+def _differences(comparison: Comparison) -> Table:
+    table = _table(comparison, first="what differs")
+    for difference in comparison.differences:
+        cells = [
+            Text("-" if value is None else value).append(f"\n{place}" if place else "", style="dim")
+            for value, place in zip(difference.values, difference.places, strict=True)
+        ]
+        table.add_row(Text(f"{difference.kind} {difference.name}"), *cells)
+    return table
+
+
+def _table(comparison: Comparison, *, first: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for index in range(len(comparison.summaries)):
+        table.add_column(letter(index), overflow="fold")
+    return table
+
+
+def _median(figure: Distribution | None) -> str:
+    return _number(figure.median if figure else None)
+
+
+def _count(figure: Distribution | None) -> str:
+    return str(figure.count if figure else 0)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format_number(value)
+
+
+def _last_loss(summary: Summary) -> str:
+    course = summary.losses.get(LM_LOSS)
+    if course is None:
+        return "-"
+    return "not finite" if course.last is None else f"{course.last:.4f}"
