@@ -39,7 +39,9 @@ class Request:
     project: Path
     """Folder that holds model_configs, runtime_configs and cluster_configs (WORKSPACE)."""
     local: bool
-    """True for this machine, where MODEL and CLUSTER have defaults and a job is one node."""
+    """True for this machine: one node, and what it cannot do is replaced or refused."""
+    must_name: bool = False
+    """True where MODEL and CLUSTER have no defaults: a submission to a scheduler."""
     demo_prefix: Path | None = None
     """Where the demo corpus is or will be; None where there is none (a cluster)."""
 
@@ -96,11 +98,11 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
             given[name] = Setting(value=value, origin=ENVIRONMENT)
             knob_table.check(name, given[name])
     for flag in flags:
-        name = BOUND.get(flag.name)
-        if name is not None:
+        bound = BOUND.get(flag.name)
+        if bound is not None:
             value = " ".join(flag.words) or "true"
-            given[name] = _on_top(Setting(value=value, origin=FLAG), given.get(name))
-            knob_table.check(name, given[name])
+            given[bound] = _on_top(Setting(value=value, origin=FLAG), given.get(bound))
+            knob_table.check(bound, given[bound])
     _default_model_and_cluster(given, request)
     release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
     given["MCORE_RELEASE_VERSION"] = release
@@ -116,7 +118,7 @@ def _on_top(setting: Setting, before: Setting | None) -> Setting:
 
 def _default_model_and_cluster(given: dict[str, Setting], request: Request) -> None:
     default = Origin(layer="default", place="built in")
-    if request.local:
+    if not request.must_name:
         given.setdefault("MODEL", Setting(value=DEFAULT_MODEL, origin=default))
         given.setdefault("CLUSTER", Setting(value=DEFAULT_CLUSTER, origin=default))
     for name, folder, suffix in (("MODEL", MODELS, ".yaml"), ("CLUSTER", CLUSTERS, ".conf")):
@@ -180,11 +182,21 @@ def _knobs(given: Mapping[str, Setting], conf: ConfVariables) -> dict[str, Setti
         path = f"{conf.settings['WORKSPACE'].value}/{MODELS}/{knobs['MODEL'].value}.yaml"
         origin = Origin(layer="default", place="built in")
         knobs["TRAINING_PARAMS_PATH"] = Setting(value=path, origin=origin)
+    return _with_node_size(knobs)
+
+
+def _with_node_size(knobs: dict[str, Setting]) -> dict[str, Setting]:
+    """GPUS_PER_NODE where no file says: 4 with GB200_CLUSTER=1, else 8."""
+    if "GPUS_PER_NODE" not in knobs:
+        gb200 = knobs["GB200_CLUSTER"].value == "1"
+        place = "GB200_CLUSTER=1" if gb200 else "built in"
+        origin = Origin(layer="default", place=place)
+        knobs["GPUS_PER_NODE"] = Setting(value="4" if gb200 else "8", origin=origin)
     return knobs
 
 
 def _with_given_origin(given: Setting, after: Setting) -> Setting:
-    """bash saw flags and defaults as environment variables: put their own origin back, and flags back on top."""
+    """In bash, flags and defaults were environment variables: put their own origin back, and flags back on top."""
     if after.value == given.value:
         return replace(given, overrode=(*given.overrode, *after.overrode))
     if given.origin.layer == "flag":

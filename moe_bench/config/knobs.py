@@ -62,6 +62,7 @@ _BATCH = _counts(
     ("TRAIN_ITERS", "--train-iters", "steps to train"),
     ("NNODES", None, "nodes"),
     ("GPUS_PER_NODE", None, "ranks of a node"),
+    ("REHEARSE_RANKS", None, "most ranks of a rehearsal, up to 8"),
     ("SEGMENT", None, "nodes of an NVLink segment (Slurm)"),
     ("MASTER_PORT", None, "port of the rendezvous"),
     ("MAX_REQUEUES", None, "times a job may put itself back into the queue"),

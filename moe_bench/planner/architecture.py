@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from moe_bench.config.run import Setting
 from moe_bench.errors import ArgumentsError
+from moe_bench.topology.layer_pattern import layer_pattern
 
 _Rule = Callable[[int, int], bool]
-_PATTERN = re.compile(r"[\d\[\]()+*,\s]+\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,55 +238,3 @@ def _pattern(flag: str, flags: _Flags, layers: int, rule: _Rule) -> tuple[bool, 
             f"{flag} {text} speaks of {len(found)} layers, --num-layers of {layers}; make them equal"
         )
     return found
-
-
-def layer_pattern(text: str, *, flag: str) -> list[int]:
-    """The list that `([0]*3+[1]*58)` means. Raises ArgumentsError for anything but sums and repeats of digit lists."""
-    if not _PATTERN.match(text):
-        raise ArgumentsError(f"{flag} {text}: only digits, [ ] ( ) + * and commas are read")
-    found: list[int] = []
-    for term in _split_sum(text.strip()):
-        found += _term(term, flag)
-    return found
-
-
-def _split_sum(text: str) -> list[str]:
-    """The top-level summands, outer parentheses removed."""
-    while text.startswith("(") and _closing(text) == len(text) - 1:
-        text = text[1:-1].strip()
-    terms, depth, start = [], 0, 0
-    for index, char in enumerate(text):
-        depth += (char in "([") - (char in ")]")
-        if char == "+" and depth == 0:
-            terms.append(text[start:index].strip())
-            start = index + 1
-    return [*terms, text[start:].strip()]
-
-
-def _closing(text: str) -> int:
-    depth = 0
-    for index, char in enumerate(text):
-        depth += (char == "(") - (char == ")")
-        if depth == 0:
-            return index
-    return -1
-
-
-def _term(term: str, flag: str) -> list[int]:
-    """One summand: `[0,1]*40`, `3*[0]`, `([0]+[1])*2`."""
-    match = re.fullmatch(r"(?P<left>.*[\])])\s*\*\s*(?P<times>\d+)", term)
-    if match:
-        return _term_body(match["left"], flag) * int(match["times"])
-    match = re.fullmatch(r"(?P<times>\d+)\s*\*\s*(?P<right>[\[(].*)", term)
-    if match:
-        return _term_body(match["right"], flag) * int(match["times"])
-    return _term_body(term, flag)
-
-
-def _term_body(text: str, flag: str) -> list[int]:
-    text = text.strip()
-    if re.fullmatch(r"\[[\d,\s]*\]", text):
-        return [int(one) for one in text[1:-1].split(",") if one.strip()]
-    if text.startswith("(") and _closing(text) == len(text) - 1:
-        return layer_pattern(text, flag=flag)
-    raise ArgumentsError(f"{flag}: cannot read {text!r}; write it like ([0]*3+[1]*58)")

@@ -10,7 +10,8 @@ from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ArgumentsError
 from moe_bench.planner import flops, params
-from moe_bench.planner.architecture import Architecture, layer_pattern
+from moe_bench.planner.architecture import Architecture
+from moe_bench.topology.layer_pattern import layer_pattern
 
 PROJECT = Path(__file__).parents[3]
 
