@@ -22,6 +22,9 @@ from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
 
 
+_CONFS = ("cluster", "runtime", "common")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
     """What makes two runs of the same configuration differ."""
@@ -32,7 +35,7 @@ class Identity:
 def resolve_run(request: Request, machine: Machine, identity: Identity) -> ResolvedRun:
     """Everything decided and checked. Raises MoeBenchError for the first thing that cannot be."""
     gathered = gather(request)
-    knobs = rules.dispatcher_knobs(gathered.knobs)
+    knobs = rules.dispatcher_knobs(gathered.knobs) | rules.gpus_per_node(gathered.knobs)
     is_dry = knobs["DRY_RUN"].value == "1"
     flags = Flags.of_release(knobs, None if is_dry else request.project / ".cache" / "flags")
     run_dir = _run_dir(knobs, request.project, identity.run_id)
@@ -121,15 +124,12 @@ def _check_agreement(run: ResolvedRun) -> None:
         knob, setting = run.knobs.get(name), run.args.get(flag)
         if KNOBS[name].kind != "count" or name == "NUM_LAYERS" or knob is None or setting is None:
             continue
-        if (
-            knob.origin.layer in ("cluster", "runtime", "common")
-            and setting.origin.layer == "model"
-        ):
-            if knob.value != setting.value:
-                raise ConfigError(
-                    f"{says(name, knob)}, but {flag} is {setting.value} ({setting.origin.place}); "
-                    f"write ${{{name}}} there, or make the two agree"
-                )
+        from_conf = knob.origin.layer in _CONFS
+        if from_conf and setting.origin.layer == "model" and knob.value != setting.value:
+            raise ConfigError(
+                f"{says(name, knob)}, but {flag} is {setting.value} ({setting.origin.place}); "
+                f"write ${{{name}}} there, or make the two agree"
+            )
 
 
 def _run_dir(knobs: Mapping[str, Setting], project: Path, run_id: str) -> Path:
@@ -281,11 +281,7 @@ def _overridden_notes(knobs: Mapping[str, Setting]) -> Iterator[str]:
     """A .conf that assigns without looking beats the caller: never in silence."""
     for name, setting in knobs.items():
         for lost in setting.overrode:
-            if lost.origin.layer == "environment" and setting.origin.layer in (
-                "cluster",
-                "runtime",
-                "common",
-            ):
+            if lost.origin.layer == "environment" and setting.origin.layer in _CONFS:
                 yield (
                     f"{name}={lost.value} (environment) is overridden by {setting.origin.place}, which sets "
                     f"{name}={setting.value} whatever the environment says"

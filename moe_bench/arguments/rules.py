@@ -81,6 +81,15 @@ def dispatcher_knobs(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
     return folded
 
 
+def gpus_per_node(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
+    """GPUS_PER_NODE where nothing says it: 4 in a GB200 tray, else 8."""
+    if "GPUS_PER_NODE" in knobs:
+        return {}
+    is_gb200 = knobs["GB200_CLUSTER"].value == "1"
+    origin = _origin(knobs["GB200_CLUSTER"], "GB200_CLUSTER")
+    return {"GPUS_PER_NODE": Setting(value="4" if is_gb200 else "8", origin=origin)}
+
+
 _EXPLICIT = ("flag", "environment")
 _FLEX_BACKENDS = ("deepep", "hybridep")
 
@@ -90,13 +99,17 @@ def _differ(old: str, new: str) -> bool:
 
 
 def dispatcher(facts: Facts) -> Iterator[Candidate]:
-    """flex needs its transport named: DeepEP unless DISPATCHER says HybridEP; older releases know only a DeepEP switch."""
+    """Name the transport that flex needs: DeepEP unless DISPATCHER says HybridEP; older releases know only a DeepEP switch."""
     if not facts.is_set("MOE_TOKEN_DISPATCHER"):
         return
     kind = facts.knobs["MOE_TOKEN_DISPATCHER"]
     yield from _flags(kind, "MOE_TOKEN_DISPATCHER", [("--moe-token-dispatcher-type", kind.value)])
     final = facts.args.get("--moe-token-dispatcher-type", kind)
+    if kind.origin.layer == "environment" and final.origin.layer != "flag":
+        final = kind
     if final.value != "flex":
+        if "--moe-enable-deepep" in facts.args:
+            yield from _flags(kind, "MOE_TOKEN_DISPATCHER", [("--moe-enable-deepep", "false")])
         return
     backend = facts.knobs.get("DISPATCHER", kind)
     if facts.knows("--moe-flex-dispatcher-backend"):
@@ -122,7 +135,10 @@ def virtual_pipeline(facts: Facts) -> Iterator[Candidate]:
     """VPP > 1: the number of virtual stages, or LAYERS_PER_VP where that is asked for or the release knows no other."""
     if facts.number("VPP") == 1 or facts.number("PP") == 1 or _LAYOUT_FLAG in facts.args:
         return
-    if _VIRTUAL_STAGES in facts.args or _LAYERS_PER_VIRTUAL in facts.args:
+    if _VIRTUAL_STAGES in facts.args:
+        return
+    if _LAYERS_PER_VIRTUAL in facts.args:
+        yield from _counted_for_uneven(facts)
         return
     vpp, layers = facts.knobs["VPP"], facts.knobs.get("LAYERS_PER_VP")
     by_layers = (
@@ -137,6 +153,17 @@ def virtual_pipeline(facts: Facts) -> Iterator[Candidate]:
             f"{says('VPP', vpp)} needs LAYERS_PER_VP with Megatron-Core "
             f"{facts.knobs['MCORE_RELEASE_VERSION'].value}, which cannot count virtual stages itself; set LAYERS_PER_VP"
         )
+
+
+def _counted_for_uneven(facts: Facts) -> Iterator[Candidate]:
+    """Megatron counts layers per virtual stage only over equal stages: with PP_FIRST or PP_LAST, VPP says it."""
+    said = facts.args[_LAYERS_PER_VIRTUAL]
+    is_uneven = facts.is_set("PP_FIRST") or facts.is_set("PP_LAST")
+    if not is_uneven or said.origin.layer in _EXPLICIT or not facts.knows(_VIRTUAL_STAGES):
+        return
+    origin = Origin(layer="environment", place="rule virtual_pipeline: VPP, for uneven stages")
+    yield Candidate(name=_LAYERS_PER_VIRTUAL, value="false", origin=origin)
+    yield Candidate(name=_VIRTUAL_STAGES, value=facts.knobs["VPP"].value, origin=origin)
 
 
 def uneven_pipeline(facts: Facts) -> Iterator[Candidate]:

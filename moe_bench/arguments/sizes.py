@@ -106,7 +106,7 @@ def _local(
     before = run.knobs.get(name)
     if before is not None and given.get(name):
         return before
-    lost = ()
+    lost: tuple[Overridden, ...] = ()
     if before is not None and before.value != value:
         lost = (Overridden(value=before.value, origin=before.origin),)
     layer = before.origin.layer if before is not None and not lost else "derived"
@@ -238,9 +238,15 @@ def _check_batch(run: ResolvedRun, sizes: Sizes) -> None:
     unit = micro.number * data_parallel
     if global_batch.number % unit:
         above = -(-global_batch.number // unit) * unit
+        micro_fits = [
+            one
+            for one in divisors(global_batch.number)
+            if one <= micro.number and global_batch.number % (one * data_parallel) == 0
+        ]
+        or_micro = f", or MBS={micro_fits[-1]}" if micro_fits else ""
         raise ConfigError(
             f"{global_batch.said} is not a multiple of {micro.said} x DP={data_parallel} "
-            f"({sizes.world.number} ranks of {sizes.world.said}); use GBS={above} or another multiple of {unit}"
+            f"({sizes.world.number} ranks of {sizes.world.said}); use GBS={above} or another multiple of {unit}{or_micro}"
         )
 
 
@@ -281,9 +287,7 @@ def pipeline_of(run: ResolvedRun) -> pipeline.Pipeline:
             count_loss="--account-for-loss-in-pipeline-split" in run.args,
         )
     except ValueError as error:
-        raise ConfigError(
-            _stages_complaint(run, layers, pp, (first, last, vpp), str(error))
-        ) from error
+        raise ConfigError(_stages_complaint(layers, pp, (first, last, vpp), str(error))) from error
 
 
 def _stage_size(run: ResolvedRun, which: str) -> Size | None:
@@ -313,7 +317,6 @@ def _virtual_stages(run: ResolvedRun, layers: Size, pp: Size) -> int:
 
 
 def _stages_complaint(
-    run: ResolvedRun,
     layers: Size,
     pp: Size,
     shape: tuple[Size | None, Size | None, int],

@@ -22,7 +22,7 @@ PROJECT = Path(moe_bench.__file__).parents[1]
 """Where the presets and .conf files are, unless WORKSPACE names another folder."""
 
 
-def request_of(words: Sequence[str], *, local: bool) -> Request:
+def request_of(words: Sequence[str], *, local: bool, must_name: bool = False) -> Request:
     """The caller's wish: environment and trailing words."""
     environment = process_environment()
     project = Path(environment.get("WORKSPACE") or PROJECT)
@@ -31,6 +31,7 @@ def request_of(words: Sequence[str], *, local: bool) -> Request:
         words=tuple(words),
         project=project,
         local=local,
+        must_name=must_name,
         demo_prefix=demo_request(project, environment).prefix if local else None,
     )
 

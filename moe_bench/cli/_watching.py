@@ -20,7 +20,7 @@ from moe_bench.launch.launcher import LaunchPlan
 from moe_bench.results.live import follow
 from moe_bench.results.records import Event
 from moe_bench.results.summary import summarize
-from moe_bench.results.summary_text import summary_panel
+from moe_bench.results.summary_text import print_summary
 from moe_bench.results.triage import diagnose
 from moe_bench.results.writer import RunWriter
 
@@ -67,7 +67,7 @@ def _close_record(run: ResolvedRun, outcome: str) -> None:
 
 def _show_summary(run: ResolvedRun) -> None:
     try:
-        Console(highlight=False).print(summary_panel(summarize(run.run_dir)))
+        print_summary(summarize(run.run_dir), Console(highlight=False))
     except RecordError as error:
         print(f"no summary: {error}", file=sys.stderr)
     _show_paths(run)

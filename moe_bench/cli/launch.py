@@ -55,7 +55,7 @@ def slurm(words: tuple[str, ...]) -> None:
     from moe_bench.launch.job import record_submission
     from moe_bench.launch.slurm import SlurmLauncher
 
-    request = request_of(words, local=False)
+    request = request_of(words, local=False, must_name=True)
     run, _ = resolve(request)
     announce(run, request)
     launcher = SlurmLauncher(workspace=request.project, python=sys.executable)

@@ -69,7 +69,7 @@ def variables(
 def _after_file(name: str, value: str, before: Setting | None, file_log: _FileLog) -> Setting:
     if before is None or before.value != value:
         origin = Origin(layer=file_log.file.layer, place=_place_of(name, file_log))
-        lost = ()
+        lost: tuple[Overridden, ...] = ()
         if before is not None:
             lost = (Overridden(value=before.value, origin=before.origin), *before.overrode)
         return Setting(value=value, origin=origin, overrode=lost)

@@ -57,7 +57,10 @@ def fold(candidates: Iterable[Candidate]) -> dict[str, Setting]:
 
 
 def _winner(said: list[Candidate]) -> Setting:
-    ranked = sorted(reversed(said), key=lambda one: PRECEDENCE.index(one.origin.layer))
+    order = sorted(
+        range(len(said)), key=lambda index: (PRECEDENCE.index(said[index].origin.layer), -index)
+    )
+    ranked = [said[index] for index in order]
     best = ranked[0]
     losers = tuple(
         Overridden(value=one.value, origin=one.origin)

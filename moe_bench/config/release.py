@@ -17,7 +17,7 @@ BUILT_FOR = "0.19.2"
 
 
 def find_release(said: Setting | None, megatron_path: Setting | None) -> Setting:
-    """The release as `0.19.2`: MCORE_RELEASE_VERSION, else what MEGATRON_PATH holds, else what is installed."""
+    """The release, as `0.19.2` or `0.19`: MCORE_RELEASE_VERSION, else what MEGATRON_PATH holds, else what is installed."""
     if said is not None and said.value:
         return Setting(value=normal(said), origin=said.origin, overrode=said.overrode)
     if megatron_path is not None and megatron_path.value:
@@ -35,14 +35,14 @@ def _derived(value: str, place: str) -> Setting:
 
 
 def normal(said: Setting) -> str:
-    """`v0.11.0`, `core_v0.11.0`, `0.11` -> `0.11.0`. Raises ConfigError for anything else."""
+    """`v0.11.0`, `core_v0.11.0` -> `0.11.0`; `0.11` stays. Raises ConfigError for anything else."""
     match = _SPELLING.match(said.value)
     if not match:
         raise ConfigError(
             f"MCORE_RELEASE_VERSION={said.value} ({said.origin.place}) is not a Megatron-Core release; "
             "write it like 0.11.0 or 0.19"
         )
-    return f"{match[1]}.{match[2]}.{match[3] or 0}"
+    return ".".join(part for part in match.groups()[:3] if part is not None)
 
 
 def of_checkout(path: Path) -> str | None:

@@ -1,0 +1,53 @@
+"""`python -m moe_bench explain [KEY]...`: every resolved value, who said it, and what it overrode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from moe_bench.cli._launching import request_of, resolve
+from moe_bench.config.sources import process_environment
+
+_SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings=_SETTINGS, short_help="Show every value with its origin.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def command(words: tuple[str, ...], *, as_json: bool) -> None:
+    """Show what the run that the environment describes would be: `MODEL=Tiny-Qwen3 TP=2 python -m moe_bench explain TP`.
+
+    Leading names choose what is shown: knobs (TP), Megatron flags in full (--seq-length alone) or variables. Flags that
+    have values or follow `--` are the run's own, as after the benchmarking scripts.
+    """
+    from moe_bench.cli._explaining import as_text, to_json
+
+    keys, flags = _split(words)
+    request = request_of(flags, local=_is_for_this_machine(process_environment()))
+    run, _ = resolve(request)
+    if as_json:
+        print(to_json(run, keys))
+        return
+    for line in as_text(run, keys, request):
+        print(line)
+
+
+def _split(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names to show, and the run's flags: a lone flag with no value before any `--` is a name."""
+    if "--" in words:
+        at = words.index("--")
+        return words[:at], words[at + 1 :]
+    leading = 0
+    while leading < len(words) and not words[leading].startswith("--"):
+        leading += 1
+    if leading == 0 and len(words) == 1 and "=" not in words[0]:
+        return words, ()
+    return words[:leading], words[leading:]
+
+
+def _is_for_this_machine(environment: Mapping[str, str]) -> bool:
+    """A small model, a rehearsal or the CPU asked for runs here; anything else is shown as a cluster would run it."""
+    model = environment.get("MODEL") or "Tiny-"
+    is_rehearsal = environment.get("REHEARSE") == "1"
+    return model.startswith("Tiny-") or is_rehearsal or bool(environment.get("MOE_BENCH_DEVICE"))
