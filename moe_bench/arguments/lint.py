@@ -1,0 +1,224 @@
+"""Interaction rules over a resolved run: what works alone and not together. Rules are data; users add their own."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from moe_bench.arguments.conditions import (
+    Condition,
+    Facts,
+    all_hold,
+    flags_in,
+    known_keys,
+    matches,
+    refuse_malformed,
+    variables_in,
+)
+from moe_bench.arguments.findings import Finding
+from moe_bench.arguments.schema import FlagSchema
+from moe_bench.config.nearest import nearest
+from moe_bench.config.run import ResolvedRun
+from moe_bench.errors import ConfigError
+
+BUILTIN = Path(__file__).with_name("lint_rules.yaml")
+PROJECT_RULES = "lint_rules"
+"""Folder of a project whose *.yaml hold more rules."""
+COMPUTE_OF = {
+    "a100": "8.0",
+    "h100": "9.0",
+    "h200": "9.0",
+    "b200": "10.0",
+    "gb200": "10.0",
+    "b300": "10.3",
+    "gb300": "10.3",
+}
+"""GPU -> compute capability (https://developer.nvidia.com/cuda-gpus)."""
+_PACKAGES = {"te": "transformer-engine", "torch": "torch"}
+_UNKNOWN = {
+    "te": "the version of Transformer Engine is unknown here; set TE_VERSION to the container's",
+    "torch": "the version of torch is unknown here; set TORCH_VERSION to the container's",
+    "compute": "the GPU is unknown here; set GPU_ARCH, for example to h100",
+}
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One interaction rule."""
+
+    name: str
+    when: tuple[Condition, ...]
+    """All must hold for the rule to speak."""
+    reason: str
+    fix: str
+    source: str = ""
+    """Upstream file and line, or page, that it rests on."""
+    severity: Literal["error", "warning"] = "error"
+    megatron: str = ">=0"
+    """Releases it is true of: `>=0.14,<0.18`."""
+    origin: str = ""
+    """The file it was read from; filled in on reading."""
+
+
+def lint(
+    run: ResolvedRun,
+    schema: FlagSchema,
+    versions: Mapping[str, str | None],
+    rules: Iterable[Rule] | None = None,
+) -> list[Finding]:
+    """What the rules find, in their order. A rule that hangs only on an unknown version gives a note."""
+    facts = Facts.of(run, schema, versions)
+    found: list[Finding] = []
+    for rule in builtin_rules() if rules is None else rules:
+        if not matches(schema.release, rule.megatron):
+            continue
+        holds = all_hold(rule.when, facts)
+        if holds is not False:
+            found.append(_finding(rule, facts, is_known=holds is True))
+    return found
+
+
+def builtin_rules() -> tuple[Rule, ...]:
+    """The rules that come with the project."""
+    return _read(BUILTIN, "builtin")
+
+
+def all_rules(project: Path, more: str = "") -> tuple[Rule, ...]:
+    """Builtin rules, then `lint_rules/*.yaml` of the project, then the files named in MOE_BENCH_RULES (`a.yaml:b.yaml`).
+
+    A later rule of the same name takes the earlier one's place. Raises ConfigError for a file that holds no rules.
+    """
+    rules = {rule.name: rule for rule in builtin_rules()}
+    named = [Path(part) for part in more.split(":") if part]
+    for path in (*sorted((project / PROJECT_RULES).glob("*.yaml")), *named):
+        rules.update({rule.name: rule for rule in _read(path, str(path))})
+    return tuple(rules.values())
+
+
+def versions_here(
+    run: ResolvedRun, environment: Mapping[str, str], *, local: bool
+) -> dict[str, str | None]:
+    """Versions of the machine that will run: TE_VERSION, TORCH_VERSION, GPU_ARCH where set, else, for a local run, what is installed."""
+    said = {
+        "te": environment.get("TE_VERSION"),
+        "torch": environment.get("TORCH_VERSION"),
+        "compute": _compute_of(environment.get("GPU_ARCH")),
+    }
+    image = run.knobs.get("CONTAINER_IMAGE")
+    if local and (image is None or not image.value):
+        for name, package in _PACKAGES.items():
+            said[name] = said[name] or _installed(package)
+    return said
+
+
+def _compute_of(gpu: str | None) -> str | None:
+    if not gpu:
+        return None
+    if gpu.lower() not in COMPUTE_OF:
+        raise ConfigError(f"GPU_ARCH={gpu} (environment) is not one of {', '.join(COMPUTE_OF)}")
+    return COMPUTE_OF[gpu.lower()]
+
+
+def _installed(package: str) -> str | None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        return None
+    from importlib import metadata  # noqa: PLC0415 - slow to import, seldom needed
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _finding(rule: Rule, facts: Facts, *, is_known: bool) -> Finding:
+    shown, places = _subject(rule, facts)
+    unknown = [
+        text
+        for name, text in _UNKNOWN.items()
+        if facts.versions.get(name) is None and _asks(rule.when, name)
+    ]
+    return Finding(
+        severity=rule.severity if is_known else "note",
+        rule=rule.name,
+        subject=shown,
+        place=places,
+        reason=rule.reason if is_known else f"{rule.reason}, and {'; '.join(unknown)}",
+        fix=rule.fix,
+        link=rule.source,
+    )
+
+
+def _asks(conditions: tuple[Condition, ...], name: str) -> bool:
+    return any(
+        getattr(one, name) is not None or _asks((*one.any, *one.none), name) for one in conditions
+    )
+
+
+def _subject(rule: Rule, facts: Facts) -> tuple[str, str]:
+    parts: list[str] = []
+    places: dict[str, None] = {}
+    for flag in flags_in(rule.when):
+        setting = facts.said.get(flag)
+        if setting is not None:
+            parts.append(
+                flag
+                if setting.value == "true" and setting.words is None
+                else f"{flag} {setting.value}"
+            )
+            places[setting.origin.place] = None
+    for name in variables_in(rule.when):
+        variable = facts.run.env.get(name)
+        parts.append(f"{name}={variable.value}" if variable is not None else f"{name} unset")
+        if variable is not None:
+            places[variable.origin.place] = None
+    return " with ".join(dict.fromkeys(parts)) or rule.name, ", ".join(places)
+
+
+@cache
+def _read(path: Path, origin: str) -> tuple[Rule, ...]:
+    import yaml  # noqa: PLC0415 - the parser loads only when rules do
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        entries = yaml.load(path.read_bytes(), Loader=loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: the rules cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: rules are a list, each with name, when, reason and fix")
+    return tuple(
+        _rule(entry, f"{path}: rule {position}", origin)
+        for position, entry in enumerate(entries, start=1)
+    )
+
+
+def _rule(entry: object, place: str, origin: str) -> Rule:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{place} is not a mapping with name, when, reason and fix")
+    place = f"{place} ({entry.get('name', 'without a name')})"
+    fields = [name for name in Rule.__struct_fields__ if name != "origin"]
+    for key in entry:
+        if key not in fields:
+            close = nearest(str(key), fields, count=1)
+            raise ConfigError(
+                f"{place}: {key!r} is no part of a rule"
+                + (f"; did you mean {close[0]}?" if close else "")
+            )
+    for condition in entry.get("when") or []:
+        if isinstance(condition, dict) and (wrong := known_keys(condition)) is not None:
+            raise ConfigError(f"{place}: {wrong}")
+    try:
+        rule = msgspec.convert({**entry, "origin": origin}, type=Rule)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    if not rule.when:
+        raise ConfigError(f"{place}: when is empty, so it would speak about every run")
+    matches("0", rule.megatron)
+    for condition in rule.when:
+        refuse_malformed(condition, place)
+    return rule
