@@ -61,7 +61,7 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
     run = corpus.without_mocked(run)
     if request.local:
         run = _for_this_machine(run, machine, request, flags)
-    return _checked(run, flags)
+    return _checked(run, flags, request)
 
 
 def _for_this_machine(
@@ -86,23 +86,26 @@ def _for_this_machine(
     return replace(run, env={**run.env, **threads})
 
 
-def _checked(run: ResolvedRun, flags: Flags) -> ResolvedRun:
+def _checked(run: ResolvedRun, flags: Flags, request: Request) -> ResolvedRun:
     """The run with what the checks note. Raises for what would fail or mean something else."""
     refuse_placeholders(run)
     run = flags.checked(run)
     sizes.check(run)
-    findings = _lint(run)
+    findings = _lint(run, flags, request)
     raise_errors(findings)
     warned = tuple(str(one) for one in findings if one.severity == "warning")
     return replace(run, notes=(*run.notes, *warned))
 
 
-def _lint(run: ResolvedRun) -> list[Finding]:
+def _lint(run: ResolvedRun, flags: Flags, request: Request) -> list[Finding]:
+    """What the interaction rules find: the project's, and the user's in lint_rules/ and MOE_BENCH_RULES."""
     if importlib.util.find_spec("moe_bench.arguments.lint") is None:
         return []
-    from moe_bench.arguments.lint import lint  # noqa: PLC0415 - reads its rules
+    from moe_bench.arguments.lint import all_rules, lint, versions_here  # noqa: PLC0415
 
-    return list(lint(run))
+    rules_in_force = all_rules(request.project, request.environment.get("MOE_BENCH_RULES", ""))
+    versions = versions_here(run, request.environment, local=request.local)
+    return lint(run, flags.known, versions, rules_in_force)
 
 
 def _release_notes(knobs: Mapping[str, Setting], flags: Flags) -> Iterator[str]:
@@ -179,11 +182,27 @@ def _candidate(
     name: str, words: tuple[str, ...], origin: Origin, flags: Flags, *, literal: bool
 ) -> Candidate:
     """`literal`: the words stand as they are; else `true`, `false` and a list in one scalar mean what yq made of them."""
+    words = _without_shell_quotes(name, words)
     if not literal and flags.takes_list(name) and len(words) == 1 and " " in words[0]:
         words = _split(name, words[0], origin)
         literal = True
     exact = words if literal or len(words) != 1 else None
     return Candidate(name=name, value=_text(name, words, flags), origin=origin, words=exact)
+
+
+_EXPRESSIONS = (
+    "--pipeline-model-parallel-layout",
+    "--moe-layer-freq",
+    "--linear-attention-freq",
+    "--window-attn-skip-freq",
+)
+"""Flags whose value may hold ( | *, which scripts of this interface's ancestors quote for a second shell."""
+
+
+def _without_shell_quotes(name: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    if name not in _EXPRESSIONS or len(words) != 1:
+        return words
+    return (words[0].strip("'\""),)
 
 
 def _text(name: str, words: tuple[str, ...], flags: Flags) -> str:
@@ -217,9 +236,7 @@ def _from_flags(gathered: Gathered, flags: Flags) -> Iterator[Candidate]:
 
 
 def _from_flag(flag: Flag, origin: Origin, flags: Flags) -> Candidate:
-    if flag.name == "--pipeline-model-parallel-layout" and len(flag.words) == 1:
-        # scripts of this interface's ancestors quote the value twice, since it went through a second shell
-        flag = Flag(name=flag.name, words=(flag.words[0].strip("'\""),))
+    flag = Flag(name=flag.name, words=_without_shell_quotes(flag.name, flag.words))
     if not flag.words:
         return Candidate(name=flag.name, value="true", origin=origin)
     if flag.words in (("true",), ("false",)) and flags.is_switch(flag.name):

@@ -181,7 +181,11 @@ def uneven_pipeline(facts: Facts) -> Iterator[Candidate]:
 def optimizer_offload(facts: Facts) -> Iterator[Candidate]:
     """OPTIMIZER_OFFLOAD=1 keeps the optimizer's states and step on the host."""
     if facts.is_on("OPTIMIZER_OFFLOAD"):
-        switches = ("--optimizer-cpu-offload", "--overlap-cpu-optimizer-d2h-h2d")
+        switches = (
+            "--optimizer-cpu-offload",
+            "--overlap-cpu-optimizer-d2h-h2d",
+            "--use-precision-aware-optimizer",  # Megatron's offloaded optimizer is built on it
+        )
         yield from _switches(facts, "OPTIMIZER_OFFLOAD", switches)
 
 
