@@ -5,8 +5,8 @@ Letters in shapes: E local experts, T tokens routed to them (sorted by expert), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +151,33 @@ class RowParallelGroupedLinear(GroupedLinear):
 class GroupedMLP(TEGroupedMLP):
     """Megatron's grouped experts over GroupedLinear; on disk the same keys and shapes as SequentialMLP's."""
 
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: object,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(num_local_experts, config, submodules, pg_collection, name)
+        self.expert_dp_group = pg_collection.expt_dp
+        self.plain_swiglu = is_plain_swiglu(config)
+
+    def forward(
+        self,
+        permuted_local_hidden_states: torch.Tensor,
+        tokens_per_expert: torch.Tensor,
+        permuted_probs: torch.Tensor,
+        **options: object,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the experts' outputs [T, h], weighted by the router, and no bias."""
+        x = permuted_local_hidden_states
+        if not self.plain_swiglu or permuted_probs.dtype != x.dtype:
+            return super().forward(x, tokens_per_expert, permuted_probs, **options)
+        counts = tokens_per_expert.tolist()
+        gate_up, _ = self.linear_fc1(x, counts)
+        return self.linear_fc2(weighted_swiglu(gate_up, permuted_probs.unsqueeze(-1)), counts)
+
     def sharded_state_dict(
         self,
         prefix: str = "",
@@ -183,7 +210,7 @@ class GroupedMLP(TEGroupedMLP):
         axis = getattr(parameter, "partition_dim", -1) if tp_size > 1 else -1
         pieces = layer.stride
         shared_by_tp = tp_rank if axis < 0 else 0
-        dp_rank = self.dp_rank()
+        dp_rank = self.expert_dp_group.rank()
 
         @torch.no_grad()
         def build(
@@ -213,20 +240,23 @@ class GroupedMLP(TEGroupedMLP):
 
         return ShardedTensorFactory(key, parameter, build, merge, (0, shared_by_tp, dp_rank))
 
-    def dp_rank(self) -> int:
-        """Return this rank's place among those that hold the same experts."""
-        return int(self.expert_dp_group.rank())
 
-    def __init__(
-        self,
-        num_local_experts: int,
-        config: TransformerConfig,
-        submodules: object,
-        pg_collection: ProcessGroupCollection,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(num_local_experts, config, submodules, pg_collection, name)
-        self.expert_dp_group = pg_collection.expt_dp
+def is_plain_swiglu(config: TransformerConfig) -> bool:
+    """Return whether experts compute silu(gate) * up with nothing around it."""
+    recomputed = config.recompute_granularity == "selective" and (
+        "moe_act" in config.recompute_modules
+    )
+    return (
+        config.gated_linear_unit
+        and config.activation_func == F.silu
+        and not config.add_bias_linear
+        and not config.glu_linear_offset
+        and config.activation_func_clamp_value is None
+        and config.moe_mlp_glu_interleave_size is None
+        and not config.moe_apply_probs_on_input
+        and not config.fine_grained_activation_offloading
+        and not recomputed
+    )
 
 
 def _inner_offset(
@@ -247,5 +277,95 @@ def grouped_linear(
     x: torch.Tensor, weight: torch.Tensor, tokens_per_expert: Sequence[int]
 ) -> torch.Tensor:
     """Return x[t] @ weight[expert of t].T; x: [T, I] sorted by expert, weight: [E, O, I] -> [T, O]."""
-    ends = torch.tensor(tokens_per_expert).cumsum(0).to(torch.int32)
-    return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    return _GroupedLinear.apply(x, weight, tuple(tokens_per_expert))
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """One product an expert, each written where it belongs: no slice is copied and nothing concatenated.
+
+    torch 2.11's `grouped_mm` loops over the experts on a CPU as well, but materializes its transposed operands.
+    The weight's gradient is added to Megatron's `main_grad` in place when DDP has provided one, as Megatron's
+    own linear layer does with gradient_accumulation_fusion (tensor_parallel/layers.py, 0.19.2).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, tokens_per_expert: tuple[int, ...]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.weight, ctx.tokens_per_expert = weight, tokens_per_expert
+        output = x.new_empty(x.shape[0], weight.shape[1])
+        for expert, rows in _rows_of_experts(tokens_per_expert):
+            torch.mm(x[rows], weight[expert].t(), out=output[rows])
+        return output
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x)
+            for expert, rows in _rows_of_experts(ctx.tokens_per_expert):
+                torch.mm(grad[rows], weight[expert], out=grad_x[rows])
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None
+        return grad_x, _weight_gradient(ctx.weight, grad, x, ctx.tokens_per_expert), None
+
+
+def _rows_of_experts(tokens_per_expert: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Yield each expert that has tokens, with the slice they take."""
+    start = 0
+    for expert, count in enumerate(tokens_per_expert):
+        if count:
+            yield expert, slice(start, start + count)
+        start += count
+
+
+def _weight_gradient(
+    weight: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, tokens_per_expert: Sequence[int]
+) -> torch.Tensor:
+    """Return the gradient [E, O, I], or an unwritten tensor when it was added to weight.main_grad."""
+    main_grad = getattr(weight, "main_grad", None)
+    if main_grad is None or not hasattr(weight, "grad_added_to_main_grad"):
+        result = torch.zeros_like(weight)
+        for expert, rows in _rows_of_experts(tokens_per_expert):
+            torch.mm(grad[rows].t(), x[rows], out=result[expert])
+        return result
+    for expert, rows in _rows_of_experts(tokens_per_expert):
+        if main_grad.dtype == grad.dtype:
+            main_grad[expert].addmm_(grad[rows].t(), x[rows])
+        else:
+            main_grad[expert].add_(grad[rows].t() @ x[rows])
+    weight.grad_added_to_main_grad = True
+    return torch.empty_like(weight)
+
+
+def weighted_swiglu(gate_up: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) * up * probability; gate_up: [T, 2F], probabilities: [T, 1] of the same dtype -> [T, F]."""
+    return _WeightedSwiglu.apply(gate_up, probabilities)
+
+
+class _WeightedSwiglu(torch.autograd.Function):
+    """The composite's own operations in its own order (bitwise equal), without its intermediate tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up, probabilities)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up).mul_(probabilities)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate_up, probabilities = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_up)
+        grad_gate, grad_up = result.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        weighted = grad * probabilities
+        torch.mul(weighted, activated, out=grad_up)
+        weighted.mul_(up)
+        torch.ops.aten.silu_backward.grad_input(weighted, gate, grad_input=grad_gate)
+        return result, activated.mul_(up).mul_(grad).sum(dim=-1, keepdim=True)

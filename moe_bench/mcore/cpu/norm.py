@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -65,5 +67,26 @@ def normalize(
     """RMSNorm when bias is None, else LayerNorm, over the last dimension of x."""
     scale = weight.float() + 1 if zero_centered else weight.float()
     if bias is None:
-        return F.rms_norm(x.float(), (x.shape[-1],), scale, eps).to(x.dtype)
+        return _RMSNorm.apply(x.float(), scale, eps).to(x.dtype)
     return F.layer_norm(x.float(), (x.shape[-1],), scale, bias.float(), eps).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x**2) + eps) * scale, in half the passes over memory of torch 2.11's CPU composite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, scale, inverse)
+        return (x * inverse).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, scale, inverse = ctx.saved_tensors
+        normalized = x * inverse
+        weighted = grad * normalized
+        mean = (weighted @ scale).div_(x.shape[-1]).unsqueeze_(-1)
+        grad_scale = weighted.flatten(0, -2).sum(dim=0)
+        grad_x = torch.mul(grad, scale, out=weighted)
+        return grad_x.addcmul_(normalized, mean, value=-1).mul_(inverse), grad_scale, None

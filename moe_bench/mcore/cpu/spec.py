@@ -29,6 +29,8 @@ from moe_bench.mcore.cpu.experts import (
 )
 from moe_bench.mcore.cpu.linear import DuplicatedLinear, LayerNormColumnParallelLinear
 from moe_bench.mcore.cpu.norm import Norm
+from moe_bench.mcore.cpu.optimizer import FusedAdam, scale_tensors, skipping_alone
+from moe_bench.mcore.cpu.rope import rotating_in_place
 
 SPECS = "megatron.core.models.gpt.gpt_layer_specs"
 VARIANTS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
@@ -114,6 +116,8 @@ class Replacement:
     module: str
     """Where the original is found; every module of Megatron's that imported it is changed too."""
     attribute: str
+    wraps: bool = False
+    """Whether `by` makes the stand-in from the original rather than being it."""
 
     @property
     def by_name(self) -> str:
@@ -126,11 +130,19 @@ def _cpu_backend(*_args: object, **_options: object) -> CpuSpecProvider:
     return CpuSpecProvider()
 
 
-def _replacement(module: str, attribute: str, by: Any, why: str) -> Replacement:
+def _replacement(
+    module: str, attribute: str, by: Any, why: str, *, wraps: bool = False
+) -> Replacement:
     """Describe a replacement whose name is its attribute's and whose file is its module's."""
     upstream = f"{module.replace('.', '/')}.py, megatron-core 0.19.2"
     return Replacement(
-        name=attribute, upstream=upstream, why=why, by=by, module=module, attribute=attribute
+        name=attribute,
+        upstream=upstream,
+        why=why,
+        by=by,
+        module=module,
+        attribute=attribute,
+        wraps=wraps,
     )
 
 
@@ -175,6 +187,40 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         _cpu_backend,
         "it asserts transformer_impl == 'transformer_engine'",
     ),
+    _replacement(
+        "megatron.core.models.common.embeddings.rope_utils",
+        "_apply_rotary_pos_emb_bshd",
+        rotating_in_place,
+        "slow: eight passes over queries and keys",
+        wraps=True,
+    ),
+    _replacement("megatron.core.optimizer", "Adam", FusedAdam, "slow: ten passes over each tensor"),
+    _replacement(
+        "megatron.core.optimizer",
+        "USING_PYTORCH_OPTIMIZER",
+        by=False,
+        why="it says that Adam has torch's interface and not Apex's",
+    ),
+    _replacement(
+        "megatron.core.utils",
+        "local_multi_tensor_scale",
+        scale_tensors,
+        "slow: clipping makes a temporary of every gradient",
+    ),
+    _replacement(
+        "megatron.core.distributed.param_and_grad_buffer",
+        "dist_reduce_scatter_func",
+        skipping_alone,
+        "slow: gloo copies all gradients even in a group of one rank",
+        wraps=True,
+    ),
+    _replacement(
+        "megatron.core.distributed.param_and_grad_buffer",
+        "dist_all_gather_func",
+        skipping_alone,
+        "slow: gloo copies all parameters even in a group of one rank",
+        wraps=True,
+    ),
 )
 
 
@@ -203,8 +249,9 @@ def reference_layers() -> Iterator[tuple[Replacement, ...]]:
 def _replace(home: ModuleType, replacement: Replacement) -> list[tuple[ModuleType, str, Any]]:
     """Set the stand-in at home and wherever the original was imported by name; return what to restore."""
     original = getattr(home, replacement.attribute)
+    stand_in = replacement.by(original) if replacement.wraps else replacement.by
     places = [(home, replacement.attribute)]
-    if original is not None:
+    if callable(original):
         places += [
             (module, attribute)
             for module in _modules_that_use_megatron()
@@ -212,7 +259,7 @@ def _replace(home: ModuleType, replacement: Replacement) -> list[tuple[ModuleTyp
             if value is original and (module, attribute) != places[0]
         ]
     for module, attribute in places:
-        setattr(module, attribute, replacement.by)
+        setattr(module, attribute, stand_in)
     return [(module, attribute, original) for module, attribute in places]
 
 
