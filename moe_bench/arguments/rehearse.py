@@ -47,12 +47,14 @@ def rehearse(run: ResolvedRun) -> ResolvedRun:
     changes: Changes = {SIZE_FLAGS[name]: str(size) for name, size in sizes.items()}
     changes |= _network(asked) | _attention(asked) | _experts(asked)
     changes |= _layers(asked, stages)
-    changes |= _batch(asked, sizes, ranks) | _training(asked) | _data(asked)
+    changes |= _batch(asked, sizes) | _training(asked) | _data(asked)
+    if asked.has("--wandb-exp-name"):
+        changes["--wandb-exp-name"] = f"REHEARSAL-{asked.text('--wandb-exp-name')}"
     kept = {flag: value for flag, value in changes.items() if _matters(flag, value, run.args)}
     return replace(
         run,
         args=_changed(run.args, kept),
-        knobs=_knobs(run.knobs, sizes, kept),
+        knobs=_knobs(run.knobs, sizes, stages, kept),
         substitutions=(*run.substitutions, *_said(run, kept, ranks)),
         rehearsal=True,
     )
@@ -312,12 +314,11 @@ def _experts(asked: _Asked) -> Changes:
     return changes
 
 
-def _batch(asked: _Asked, sizes: Mapping[str, int], ranks: int) -> Changes:
+def _batch(asked: _Asked, sizes: Mapping[str, int]) -> Changes:
     """Several micro-batches, a multiple of the pipeline's stages, on every data-parallel rank."""
     world = smallest_world(**sizes)
     data_parallel = world // (sizes["tp"] * sizes["cp"] * sizes["pp"])
     size = min(asked.number("--micro-batch-size"), 2)
-    del ranks
     return {
         "--seq-length": str(min(asked.number("--seq-length", SEQ_LENGTH), SEQ_LENGTH)),
         "--micro-batch-size": str(size),
@@ -393,18 +394,23 @@ _KNOBS = {
     "PP_FIRST": _FIRST,
     "PP_LAST": _LAST,
     "LAYERS_PER_VP": _PER_VIRTUAL,
-    "VPP": _VIRTUAL,
 }
 
 
 def _knobs(
-    knobs: Mapping[str, Setting], sizes: Mapping[str, int], changes: Mapping[str, str | None]
+    knobs: Mapping[str, Setting],
+    sizes: Mapping[str, int],
+    stages: _Stages,
+    changes: Mapping[str, str | None],
 ) -> dict[str, Setting]:
     """The knobs say the same as the flags."""
-    new = {name.upper(): str(size) for name, size in sizes.items()}
+    new = {name.upper(): str(size) for name, size in sizes.items()} | {"VPP": str(stages.vpp)}
+    ranks = knobs.get("GPUS_PER_NODE")
+    if ranks is not None and ranks.origin.layer not in _EXPLICIT:
+        new["GPUS_PER_NODE"] = str(smallest_world(**sizes))
     for name, flag in _KNOBS.items():
         if flag in changes:
-            new[name] = changes[flag] or ("1" if name == "VPP" else "false")
+            new[name] = changes[flag] or "false"
     changed = dict(knobs)
     for name, value in new.items():
         before = knobs.get(name)
