@@ -104,14 +104,14 @@ def _differences(
             "routing mode": summary.routing_mode,
             "rehearsal": str(summary.rehearsal).lower(),
         }
-        | {name: str(value) for name, value in start.items() if _is_plain(value)}
+        | {name: str(value) for name, value in start.items() if _is_plain(name, value)}
         for summary, start in zip(summaries, starts, strict=True)
     ]
     yield from _of_values("record", found)
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)
+def _is_plain(name: str, value: object) -> bool:
+    return name != "routing_mode" and isinstance(value, str | int | float | bool)
 
 
 def _of_settings(
