@@ -43,9 +43,12 @@ bootstrap_overlay() { # a ready environment that lacks some light packages: put 
 }
 
 bootstrap_venv() { # the project's own .venv, from the lock file, again when the lock file changed
-  local what="$1" venv="$WORKSPACE/.venv" lock="$WORKSPACE/locks/$1.txt" stamp="$WORKSPACE/.venv/.moe_bench-$1"
+  local what="$1" venv="$WORKSPACE/.venv" larger lock stamp
   PYTHON="$venv/bin/python"
-  if [[ "$what" == train && -f "$venv/.moe_bench-dev" ]]; then what=dev lock="$WORKSPACE/locks/dev.txt" stamp="$venv/.moe_bench-dev"; fi
+  for larger in train dev; do # login is part of train, train of dev: what was set up once stays that large
+    if [[ "$what" != dev && -f "$venv/.moe_bench-$larger" ]]; then what="$larger"; fi
+  done
+  lock="$WORKSPACE/locks/$what.txt" stamp="$venv/.moe_bench-$what"
   if [[ -x "$PYTHON" && -f "$stamp" ]] && cmp -s "$stamp" "$lock"; then return 0; fi
   local base uv
   base="$(bootstrap_python)" || return 2
