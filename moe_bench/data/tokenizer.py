@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_bench.data.pieces import PieceCache, huggingface_pattern, sentencepiece_pattern
 from moe_bench.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -134,6 +136,9 @@ class HuggingFaceTokenizer:
         resize = getattr(self._tokenizer.model, "_resize_cache", None)
         if resize is not None:
             resize(WORD_CACHE_ITEMS)
+        self._pieces: PieceCache | None = None
+        self._added: re.Pattern[str] | None = None
+        self._prepare_pieces(_read_json(path))
         config = _read_json(path.with_name("tokenizer_config.json"))
         self._check_bos(path, config)
         arguments = (
@@ -154,19 +159,43 @@ class HuggingFaceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `transformers` would, in batches of bounded size."""
-        counts: list[int] = []
-        parts: list[NDArray[np.int32]] = []
-        for batch in batches_of(texts, BATCH_CHARACTERS):
-            ids = [one.ids for one in self._tokenizer.encode_batch_fast(batch)]
-            counts.extend(map(len, ids))
-            parts.append(np.fromiter(chain.from_iterable(ids), dtype=np.int32))
-        return _joined(parts), np.array(counts, dtype=np.int64)
+        return _flat(self._batch(batch) for batch in batches_of(texts, BATCH_CHARACTERS))
+
+    def _batch(self, texts: list[str]) -> list[list[int]]:
+        if self._pieces is None or not self._pieces.worthwhile():
+            return self._whole(texts)
+        special = self._added.search if self._added is not None else _finds_nothing
+        whole = [special(text) is not None for text in texts]
+        held = [text for text, is_whole in zip(texts, whole, strict=True) if is_whole]
+        cut = [text for text, is_whole in zip(texts, whole, strict=True) if not is_whole]
+        by_library = iter(self._whole(held) if held else ())
+        by_pieces = iter(self._pieces.ids_of(cut))
+        return [
+            next(by_library) if is_whole else [*self._start, *next(by_pieces)] for is_whole in whole
+        ]
+
+    def _whole(self, texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in self._tokenizer.encode_batch_fast(texts)]
+
+    def _piece(self, piece: str) -> list[int]:
+        return self._tokenizer.encode(piece, add_special_tokens=False).ids
+
+    def _prepare_pieces(self, definition: dict[str, Any]) -> None:
+        """Encode by pieces where that is known to give the same ids."""
+        pattern = huggingface_pattern(definition)
+        self._start = self._tokenizer.encode("").ids
+        probe = self._piece("a b")
+        if pattern is None or self._tokenizer.encode("a b").ids != [*self._start, *probe]:
+            return
+        contents = [re.escape(token["content"]) for token in definition.get("added_tokens") or ()]
+        self._added = re.compile("|".join(contents)) if contents else None
+        self._pieces = PieceCache(pattern, self._piece)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are shown."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def _eod(self, path: Path, config: dict[str, object]) -> int | None:
+    def _eod(self, path: Path, config: dict[str, Any]) -> int | None:
         token = config.get("eos_token", config.get("sep_token"))
         if token is None:
             special = _read_json(path.with_name("special_tokens_map.json"))
@@ -181,7 +210,7 @@ class HuggingFaceTokenizer:
             )
         return eod
 
-    def _check_bos(self, path: Path, config: dict[str, object]) -> None:
+    def _check_bos(self, path: Path, config: dict[str, Any]) -> None:
         """Some transformers classes add the start token by configuration alone, where tokenizer.json does not."""
         wanted = config.get("add_bos_token")
         if wanted is None:
@@ -208,6 +237,8 @@ class SentencePieceTokenizer:
             self._processor.Load(str(path))
         except (RuntimeError, OSError) as error:
             raise DataError(f"{path}: not a SentencePiece model: {error}") from error
+        pattern = sentencepiece_pattern(path)
+        self._pieces = PieceCache(pattern, self._piece) if pattern is not None else None
         eod = int(self._processor.eos_id())
         # The name that all releases from 0.11 know and give no extra tokens.
         arguments = (
@@ -228,9 +259,17 @@ class SentencePieceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """One thread: the processes are the parallelism."""
-        parts = [self._processor.encode_as_numpy(text) for text in texts]
-        counts = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-        return _joined(parts), counts
+        return _flat(self._batch(batch) for batch in batches_of(texts, BATCH_CHARACTERS))
+
+    def _batch(self, texts: list[str]) -> list[list[int]]:
+        if self._pieces is not None and self._pieces.worthwhile():
+            # The start mark the model puts before a text is what a space becomes: all pieces look alike.
+            return self._pieces.ids_of([" " + text for text in texts])
+        return [self._processor.encode_as_ids(text) for text in texts]
+
+    def _piece(self, piece: str) -> list[int]:
+        ids: list[int] = self._processor.encode_as_ids(piece[1:])
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Plain text."""
@@ -255,11 +294,24 @@ def single_threaded_tokenizers() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # noqa: TID251 - the library has no other switch
 
 
-def _joined(parts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate(parts).astype(np.int32, copy=False) if parts else np.empty(0, np.int32)
+def _flat(
+    batches: Iterable[list[list[int]]],
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    counts: list[int] = []
+    parts: list[NDArray[np.int32]] = []
+    for ids in batches:
+        sizes = [len(one) for one in ids]
+        counts.extend(sizes)
+        parts.append(np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=sum(sizes)))
+    joined = np.concatenate(parts) if parts else np.empty(0, np.int32)
+    return joined, np.array(counts, dtype=np.int64)
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _finds_nothing(text: str) -> None:
+    """In place of a search, where there is nothing to search for."""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from click.testing import Result
 
-from moe_bench.data import documents as documents_module
+from moe_bench.data import documents as documents_module, sources as sources_module
 from moe_bench.data.indexed import open_dataset
 
 type Data = Callable[..., Result]
@@ -69,6 +69,7 @@ def test_the_number_of_workers_does_not_change_a_byte(
     data: Data, jsonl: Path, bpe_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(documents_module, "UNIT_BYTES", 5000)
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", 1000)
     for workers in (1, 2, 3):
         result = data(
             "prepare", jsonl, "--output", tmp_path / f"w{workers}", "--tokenizer", bpe_folder,
@@ -85,6 +86,7 @@ def test_units_of_any_size_give_the_same_bytes(
 ):
     prepare(data, jsonl, output=tmp_path / "big")
     monkeypatch.setattr(documents_module, "UNIT_BYTES", 1)
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", 100)
     prepare(data, jsonl, output=tmp_path / "small")
     assert (tmp_path / "big.bin").read_bytes() == (tmp_path / "small.bin").read_bytes()
     assert (tmp_path / "big.idx").read_bytes() == (tmp_path / "small.idx").read_bytes()
@@ -117,7 +119,7 @@ def test_paragraphs_do_not_depend_on_where_units_are_cut(
     source = tmp_path / "a.txt"
     source.write_text("\n \nfirst\nline\n\n  \n   indented\n\n\n\nlast  \n \n\n")
     monkeypatch.setattr(documents_module, "UNIT_BYTES", size)
-    monkeypatch.setattr("moe_bench.data.sources.BLOCK_BYTES", size)
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", size)
     prepare(data, source, "--text", "paragraph", output=tmp_path / "o")
     assert texts_of(tmp_path / "o") == ["first\nline", "   indented", "last  "]
 

@@ -1,0 +1,207 @@
+"""A preparation that is killed or stopped goes on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from moe_bench.data import (
+    documents as documents_module,
+    prepare as prepare_module,
+    sources as sources_module,
+)
+
+type Data = Callable[..., Result]
+
+
+def hashes(prefix: Path) -> list[str]:
+    return [
+        hashlib.sha256(prefix.with_name(prefix.name + end).read_bytes()).hexdigest()
+        for end in (".bin", ".idx", ".json")
+    ]
+
+
+def die_at_durable_step(step: int, run: Callable[[], object]) -> bool:
+    """Fork; the child ends without cleaning up at its n-th fsync or rename. False when it had fewer."""
+    child = os.fork()
+    if child == 0:
+        steps = count(1)
+        fsync, replace = os.fsync, Path.replace
+
+        def counted_fsync(descriptor: int) -> None:
+            if next(steps) == step:
+                os._exit(9)
+            fsync(descriptor)
+
+        def counted_replace(self: Path, target: Path) -> Path:
+            if next(steps) == step:
+                os._exit(9)
+            return replace(self, target)
+
+        os.fsync, Path.replace = counted_fsync, counted_replace  # type: ignore[method-assign]
+        run()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_death_at_any_durable_step_changes_no_byte(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(documents_module, "UNIT_BYTES", 400)
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(prepare_module, "COMMIT_INTERVAL_S", 0.0)
+    for name in ("a", "b"):
+        lines = [json.dumps({"text": f"{name} {i} " * 9}) for i in range(9)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*lines[:5], "not json", *lines[5:]]))
+
+    def run(prefix: Path) -> Result:
+        return data(
+            "prepare", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--output", prefix,
+            "--tokenizer", "bytes", "--append-eod", "--on-error", "skip", "--workers", 1,
+        )  # fmt: skip
+
+    assert run(tmp_path / "whole" / "o").exit_code == 0
+    wanted = hashes(tmp_path / "whole" / "o")
+    for step in count(1):
+        prefix = tmp_path / f"step{step}" / "o"
+        died = die_at_durable_step(step, lambda prefix=prefix: run(prefix))
+        assert run(prefix).exit_code == 0
+        assert hashes(prefix) == wanted, f"died at durable step {step}"
+        skipped = prefix.with_name("o.skipped.jsonl").read_text()
+        assert skipped.count("not JSON") == 2
+        assert sorted(path.name for path in prefix.parent.iterdir()) == [
+            "o.bin", "o.idx", "o.json", "o.skipped.jsonl",
+        ]  # fmt: skip
+        if not died:
+            break
+    assert step > 30
+
+
+def command(source: Path, output: Path, tokenizer: object, workers: int) -> list[str]:
+    return [
+        sys.executable, "-m", "moe_bench", "data", "prepare", str(source), "--output", str(output),
+        "--tokenizer", str(tokenizer), "--append-eod", "--workers", str(workers),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def large_jsonl(tmp_path: Path, documents: list[str]) -> Path:
+    """About 1.5 MB: a second of work for the BPE."""
+    path = tmp_path / "large.jsonl"
+    generator = random.Random(3)
+    with path.open("w") as target:
+        for number in range(1300):
+            words = " ".join(generator.choices(documents, k=4))
+            target.write(json.dumps({"text": f"{number} {words}"}) + "\n")
+    return path
+
+
+def kill_and_resume(
+    trial: int, source: Path, folder: Path, tokenizer: Path, seconds: float
+) -> list[str]:
+    """Start, kill -9 at a random moment, twice; then let it finish."""
+    generator = random.Random(trial)
+    output = folder / f"trial{trial}" / "o"
+    call = command(source, output, tokenizer, workers=1 + trial % 2)
+    for _ in range(2):
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(0.1, seconds))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(call, check=True, capture_output=True)
+    return hashes(output)
+
+
+def run_trials(trials: range, source: Path, folder: Path, tokenizer: Path) -> None:
+    began = time.monotonic()
+    subprocess.run(
+        command(source, folder / "whole" / "o", tokenizer, workers=2),
+        check=True,
+        capture_output=True,
+    )
+    seconds = time.monotonic() - began
+    wanted = hashes(folder / "whole" / "o")
+    same = [kill_and_resume(n, source, folder, tokenizer, seconds) == wanted for n in trials]
+    assert all(same), f"{sum(same)} of {len(same)} trials gave the same bytes"
+
+
+def test_kill_at_random_moments_changes_no_byte(
+    large_jsonl: Path, tmp_path: Path, bpe_folder: Path
+):
+    run_trials(range(3), large_jsonl, tmp_path, bpe_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kill_campaign_of_twenty_trials_changes_no_byte(
+    large_jsonl: Path, tmp_path: Path, bpe_folder: Path
+):
+    run_trials(range(100, 120), large_jsonl, tmp_path, bpe_folder)
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(
+    large_jsonl: Path, tmp_path: Path, bpe_folder: Path
+):
+    call = command(large_jsonl, tmp_path / "o", bpe_folder, workers=2)
+    process = subprocess.Popen(
+        call, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "o.partial" / "0.bin").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "run the same command to go on" in said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert subprocess.run(call, check=False, capture_output=True).returncode == 0
+
+
+def test_a_killed_run_leaves_no_worker_behind(large_jsonl: Path, tmp_path: Path, bpe_folder: Path):
+    call = command(large_jsonl, tmp_path / "o", bpe_folder, workers=2)
+    process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "o.partial" / "0.bin").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("workers are still alive 10 s after their parent was killed")
+
+
+def test_input_that_changed_since_is_refused(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(documents_module, "UNIT_BYTES", 50)
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", 50)
+    monkeypatch.setattr(prepare_module, "COMMIT_INTERVAL_S", 0.0)
+
+    def run(text: bytes) -> Result:
+        options = ["-", "--format", "jsonl", "--output", tmp_path / "o", "--tokenizer", "bytes"]
+        return data("prepare", *options, stdin=text)
+
+    good = b"".join(b'{"text": "number %d, long enough to fill a unit"}\n' % i for i in range(20))
+    assert run(good + b"broken\n").exit_code != 0
+    changed = run(good.replace(b"number 1,", b"number X,"))
+    assert "is not what it was" in str(changed.exception)
+    assert run(good).exit_code == 0
