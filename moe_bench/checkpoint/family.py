@@ -115,6 +115,8 @@ class Family:
     """Megatron flag -> a size word, or a literal after `=`; see `megatron_flags`."""
     refuse: Mapping[str, str] = field(default_factory=dict)
     """Key of config.json that must be falsy -> why this family cannot be converted with it."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Condition (as in `Row.when`; empty: always) -> what the user should know before training."""
 
 
 def first_k_dense(config: Mapping[str, Any], layer: int) -> bool:
@@ -183,6 +185,6 @@ def _size(
 
 def holds(when: str | None, config: Mapping[str, Any]) -> bool:
     """Whether a row's condition is met."""
-    if when is None:
+    if not when:
         return True
     return not config.get(when[1:]) if when.startswith("!") else bool(config.get(when))

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from moe_bench.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from moe_bench.checkpoint.families import family_of
-from moe_bench.checkpoint.family import Family, View
+from moe_bench.checkpoint.family import Family, View, holds
 from moe_bench.checkpoint.fingerprint import digest, tool
 from moe_bench.checkpoint.layout import choose_layer_keys
 from moe_bench.checkpoint.mapping import (
@@ -142,11 +142,7 @@ def _notes(family: Family, config: Mapping[str, Any], num_mtp: int) -> Iterator[
             f"config.json states {family.mtp_layers} = {config[family.mtp_layers]}, but the weights have no such layer "
             "(transformers drops it when it saves): train without --mtp-num-layers"
         )
-    if config.get("kv_lora_rank") and not config.get("q_lora_rank"):
-        yield (
-            "this model has no query compression: with --qk-layernorm Megatron 0.19 gives it a query norm that it does "
-            "not have; use a layer spec without it (docs/convert.md, 'A norm that is not there')"
-        )
+    yield from (note for when, note in family.notes.items() if holds(when, config))
 
 
 def make_plan(source: HfSource, model_map: ModelMap) -> Plan:

@@ -16,6 +16,8 @@ GQA = (
     one("self_attention.linear_proj.weight", "self_attn.o_proj.weight", "H A*D"),
 )
 
+QKV_BIAS = qkv("self_attention.linear_qkv.bias", "self_attn.{q,k,v}_proj.bias", "")
+
 QK_NORM = (
     one("self_attention.q_layernorm.weight", "self_attn.q_norm.weight", "D"),
     one("self_attention.k_layernorm.weight", "self_attn.k_norm.weight", "D"),

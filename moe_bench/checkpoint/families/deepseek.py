@@ -28,6 +28,10 @@ _SIZES = {
     "S": "F*X",
 }
 _NO_BIAS = {"attention_bias": "attention biases are not part of any published DeepSeek model"}
+_NOTES = {
+    "!q_lora_rank": "this model has no query compression: with --qk-layernorm Megatron-Core 0.19 gives it a query norm "
+    "that it does not have; use a layer spec without it (docs/convert.md, 'A norm that is not there')"
+}
 _FLAGS = {
     **MLA_FLAGS,
     "--ffn-hidden-size": "I",
@@ -49,6 +53,7 @@ DEEPSEEK_V2 = Family(
     is_dense=first_k_dense,
     per_layer_keys=True,
     refuse=_NO_BIAS,
+    notes=_NOTES,
     flags=_FLAGS,
 )
 
@@ -72,6 +77,7 @@ DEEPSEEK_V3 = Family(
     is_dense=first_k_dense,
     per_layer_keys=True,
     refuse=_NO_BIAS,
+    notes=_NOTES,
     flags={
         **_FLAGS,
         "--moe-router-score-function": "=sigmoid",

@@ -12,10 +12,11 @@ from moe_bench.checkpoint.families.blocks import (
     GQA_SIZES,
     MODEL,
     QK_NORM,
+    QKV_BIAS,
     ROUTER,
     shared_expert,
 )
-from moe_bench.checkpoint.family import Family, one, qkv, sparse_step
+from moe_bench.checkpoint.family import Family, one, sparse_step
 
 _SIZES = {
     **GQA_SIZES,
@@ -23,14 +24,13 @@ _SIZES = {
     "F": "moe_intermediate_size",
     "E": "num_experts | num_local_experts",
 }
-_QKV_BIAS = qkv("self_attention.linear_qkv.bias", "self_attn.{q,k,v}_proj.bias", "")
 
 QWEN2_MOE = Family(
     name="qwen2_moe",
     architectures=("Qwen2MoeForCausalLM",),
     sizes={**_SIZES, "S": "shared_expert_intermediate_size"},
     model=MODEL,
-    attention=(*GQA, _QKV_BIAS),
+    attention=(*GQA, QKV_BIAS),
     dense=(GQA_DENSE_NORM, *DENSE_MLP),
     moe=(
         GQA_MOE_NORM,

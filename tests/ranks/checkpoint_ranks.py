@@ -1,0 +1,85 @@
+"""Runs checkpoints under Megatron on CPU ranks: imports once, then forks the ranks of each case.
+
+usage: checkpoint_ranks.py CASES.json   [{"name", "world_size", "argv", "tokens": file, "out": file, "patch": bool}]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+from moe_bench.mcore.cpu import embedding
+
+embedding.install(local_world_size=1)
+
+import torch  # noqa: E402
+
+from moe_bench.mcore.cpu.spec import reference_layers  # noqa: E402
+
+
+def main(cases_file: Path) -> None:
+    torch.set_num_threads(1)
+    import moe_bench.mcore.checkpoint  # noqa: F401, PLC0415 - imported before the ranks fork
+
+    for case in json.loads(cases_file.read_text()):
+        run_case(case)
+
+
+def run_case(case: dict) -> None:
+    """Fork the ranks of one layout; each writes its complaint, the last stage the logits, into the out file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(case["world_size"]):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                run_rank(case, rank, port)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    print(f"CASE {case['name']} exit codes {codes}", flush=True)
+
+
+def run_rank(case: dict, rank: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(case["world_size"]),
+        LOCAL_WORLD_SIZE=str(case["world_size"]),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        CUDA_DEVICE_MAX_CONNECTIONS="1",
+    )
+    sys.argv = ["checkpoint_ranks.py", *case["argv"]]
+    embedding.install(local_world_size=case["world_size"])
+    from moe_bench.mcore import checkpoint  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        if case.get("spec", "cpu") == "cpu":
+            stack.enter_context(reference_layers())
+        if case.get("without_phantom_norm"):
+            stack.enter_context(checkpoint.NO_PHANTOM_QUERY_NORM.applied())
+        stages = checkpoint.load_model()
+        found = checkpoint.logits(stages, torch.load(case["tokens"], weights_only=True))
+        first = torch.distributed.get_rank(checkpoint.mpu.get_data_parallel_group()) == 0
+        if found is not None and checkpoint.mpu.get_tensor_model_parallel_rank() == 0 and first:
+            torch.save(found, case["out"])
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

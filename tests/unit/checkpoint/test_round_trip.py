@@ -1,0 +1,186 @@
+"""Hugging Face -> torch_dist -> Hugging Face, byte for byte, for every family."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_bench.checkpoint.arithmetic import E4M3, to_bfloat16
+from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
+from moe_bench.checkpoint.importing import MANIFEST, ImportOptions, run_import
+from moe_bench.checkpoint.plan import plan_import
+from moe_bench.checkpoint.source import open_hf
+from moe_bench.checkpoint.torch_dist import BoxReader, open_torch_dist
+from moe_bench.checkpoint.verifying import verify
+from tests.support import hf_models
+
+
+def import_model(hf: Path, out: Path, **plan: Any) -> Path:
+    run_import(plan_import(hf, **plan), out, ImportOptions())
+    return out
+
+
+def export_model(megatron: Path, out: Path, **options: Any) -> Path:
+    asked = ExportOptions(**options)
+    run_export(plan_export(megatron, None, asked), out, asked)
+    return out
+
+
+def contents(hf: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Type, shape and bytes of every tensor, read the plain way."""
+    found = {}
+    for name, t in open_hf(hf).tensors.items():
+        with t.file.open("rb") as file:
+            file.seek(t.offset)
+            found[name] = (t.dtype, t.shape, file.read(t.num_bytes))
+    return found
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", hf_models.MODELS)
+def test_every_family_comes_back_byte_for_byte(name: str, tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MODELS[name])
+    keys = "per-layer" if "dense layer" in name else "auto"
+    megatron = import_model(hf, tmp_path / "megatron", layer_keys=keys)
+    back = export_model(megatron, tmp_path / "back")
+    assert contents(back) == contents(hf)
+    assert verify(hf, megatron).differences == ()
+    assert (back / "tokenizer.json").read_bytes() == (hf / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("dialect", ["te", "local", "both"])
+def test_any_dialect_comes_back(dialect: str, tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.DEEPSEEK_V3)
+    megatron = import_model(hf, tmp_path / "megatron", dialect=dialect)
+    assert contents(export_model(megatron, tmp_path / "back")) == contents(hf)
+
+
+def test_both_dialects_name_the_same_bytes(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
+    one, both = (
+        open_torch_dist(import_model(hf, tmp_path / d, dialect=d)) for d in ("te", "both")
+    )
+    te = both.tensors["decoder.layers.pre_mlp_layernorm.weight"]
+    assert both.tensors["decoder.layers.mlp.linear_fc1.layer_norm_weight"] == te
+    size = [sum(p.stat().st_size for p in c.folder.glob("__[0-9]*")) for c in (one, both)]
+    assert size[0] == size[1]
+
+
+def test_stacked_and_per_layer_keys_hold_the_same_weights(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.QWEN3)
+    for keys in ("stacked", "per-layer"):
+        megatron = import_model(hf, tmp_path / keys, layer_keys=keys)
+        assert verify(megatron, hf).differences == ()
+    names = open_torch_dist(tmp_path / "per-layer").tensors
+    assert "decoder.layers.2.self_attention.linear_qkv.weight" in names
+
+
+def test_query_key_value_rows_are_grouped(tmp_path: Path) -> None:
+    tensors = hf_models.random_tensors(hf_models.MIXTRAL)
+    hf = hf_models.write_model(tmp_path / "hf", hf_models.MIXTRAL, tensors)
+    reader = BoxReader(open_torch_dist(import_model(hf, tmp_path / "megatron")))
+    found = reader.rows("decoder.layers.self_attention.linear_qkv.weight", (1,), 0, 80)
+    q, k, v = (tensors[f"model.layers.1.self_attn.{x}_proj.weight"][1] for x in "qkv")
+    # 2 groups: three heads of 8 rows each, then one of k, one of v
+    expected = np.concatenate([q[:24], k[:8], v[:8], q[24:], k[8:], v[8:]])
+    assert np.array_equal(found, expected)
+
+
+def test_interleaved_experts_of_gpt_oss_become_gate_then_up(tmp_path: Path) -> None:
+    tensors = hf_models.random_tensors(hf_models.GPT_OSS)
+    hf = hf_models.write_model(tmp_path / "hf", hf_models.GPT_OSS, tensors)
+    reader = BoxReader(open_torch_dist(import_model(hf, tmp_path / "megatron")))
+    found = reader.rows("decoder.layers.mlp.experts.experts.linear_fc1.weight", (2, 1), 0, 40)
+    fused = tensors["model.layers.2.mlp.experts.gate_up_proj"][1][1]
+    assert np.array_equal(found[:20], fused[:, 0::2].T)
+    assert np.array_equal(found[20:], fused[:, 1::2].T)
+
+
+class TestFp8:
+    CONFIG = {
+        **hf_models.DEEPSEEK_V3,
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 8]},
+    }
+
+    @pytest.fixture
+    def hf(self, tmp_path: Path) -> Path:
+        tensors = hf_models.quantize(hf_models.random_tensors(self.CONFIG), 8)
+        return hf_models.write_model(tmp_path / "hf", self.CONFIG, tensors)
+
+    def test_a_block_is_its_codes_times_its_scale_rounded_once(self, hf: Path, tmp_path: Path) -> None:
+        megatron = import_model(hf, tmp_path / "megatron")
+        name = "model.layers.0.mlp.down_proj.weight"
+        codes = np.frombuffer(contents(hf)[name][2], np.uint8).reshape(24, 36)
+        scales = np.frombuffer(contents(hf)[name + "_scale_inv"][2], np.float32).reshape(3, 5)
+        spread = scales.repeat(8, 0)[:24].repeat(8, 1)[:, :36]
+        found = BoxReader(open_torch_dist(megatron)).rows(
+            "decoder.layers.0.mlp.linear_fc2.weight", (), 0, 24
+        )
+        assert np.array_equal(found, to_bfloat16(E4M3[codes] * spread))
+
+    def test_export_restores_codes_and_scales_exactly(self, hf: Path, tmp_path: Path) -> None:
+        megatron = import_model(hf, tmp_path / "megatron")
+        back = export_model(megatron, tmp_path / "back", fp8=True)
+        assert contents(back) == contents(hf)
+        assert "quantization_config" in json.loads((back / "config.json").read_text())
+
+    def test_plain_export_is_bfloat16_and_says_so(self, hf: Path, tmp_path: Path) -> None:
+        megatron = import_model(hf, tmp_path / "megatron")
+        back = export_model(megatron, tmp_path / "back")
+        assert {t.dtype for t in open_hf(back).tensors.values()} == {"BF16", "F32"}
+        assert "quantization_config" not in json.loads((back / "config.json").read_text())
+        assert verify(hf, back).differences == ()
+
+
+def test_the_expert_bias_stays_float32_and_a_bfloat16_one_is_widened(tmp_path: Path) -> None:
+    tensors = hf_models.random_tensors(hf_models.DEEPSEEK_V3)
+    name = "model.layers.3.mlp.gate.e_score_correction_bias"
+    tensors[name] = ("BF16", to_bfloat16(tensors[name][1].view(np.float32)))
+    hf = hf_models.write_model(tmp_path / "hf", hf_models.DEEPSEEK_V3, tensors)
+    megatron = import_model(hf, tmp_path / "megatron")
+    assert open_torch_dist(megatron).tensors["decoder.layers.3.mlp.router.expert_bias"].dtype == "F32"
+    assert contents(export_model(megatron, tmp_path / "back")) == contents(hf)
+
+
+def test_processes_memory_and_nodes_do_not_change_a_byte(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.DEEPSEEK_V3)
+    plan = plan_import(hf)
+    run_import(plan, tmp_path / "one", ImportOptions(processes=1, memory_bytes=200 << 20))
+    run_import(plan, tmp_path / "four", ImportOptions(processes=4, memory_bytes=1 << 30))
+    for node in (1, 0):
+        run_import(plan, tmp_path / "nodes", ImportOptions(node=node, nodes=2))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "four") == hashes(tmp_path / "nodes")
+
+
+def test_a_hub_cache_entry_and_a_single_file_are_sources(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL, shards=1)
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    hf.rename(snapshot)
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("0123\n")
+    by_cache = plan_import(tmp_path / "models--a--b")
+    by_file = plan_import(snapshot / "model.safetensors")
+    assert by_cache.hash == by_file.hash
+
+
+def test_the_manifest_names_sources_checksums_and_tool(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
+    manifest = json.loads((import_model(hf, tmp_path / "megatron") / MANIFEST).read_bytes())
+    assert [s["name"] for s in manifest["sources"]] == [p.name for p in sorted(hf.glob("*.safetensors"))]
+    assert manifest["tool"]["name"] == "moe_bench convert"
+    tokenizer = hashlib.sha256((hf / "tokenizer.json").read_bytes()).hexdigest()
+    assert manifest["carried_sha256"]["tokenizer.json"] == tokenizer
+    assert all(isinstance(crc, int) for file in manifest["files"] for crc in file["payload_crc32"])
