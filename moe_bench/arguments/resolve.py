@@ -45,9 +45,7 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
         *_from_knobs(knobs),
         *_from_flags(gathered, flags),
     ]
-    facts = rules.Facts(
-        knobs=knobs, args=_emitted(fold(said)), knows=flags.knows, run_dir=str(run_dir)
-    )
+    facts = rules.Facts(knobs=knobs, args=_emitted(fold(said)), flags=flags, run_dir=str(run_dir))
     run = ResolvedRun(
         run_id=identity.run_id,
         model=gathered.model,
@@ -228,6 +226,9 @@ def _from_knobs(knobs: Mapping[str, Setting]) -> Iterator[Candidate]:
         layer = knob.origin.layer if explicit else "derived"
         place = knob.origin.place if knob.origin.layer == "flag" else says(name, knob)
         yield Candidate(name=flag, value=knob.value, origin=Origin(layer=layer, place=place))
+        if explicit:
+            for lost in knob.overrode:
+                yield Candidate(name=flag, value=lost.value, origin=lost.origin)
 
 
 def _from_flags(gathered: Gathered, flags: Flags) -> Iterator[Candidate]:

@@ -6,9 +6,10 @@ wrote it expects; the same PR from a .conf or a default is of the layer "derived
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from moe_bench.arguments.flags import Flags
 from moe_bench.config.knobs import as_count, says
 from moe_bench.config.layers import Candidate
 from moe_bench.config.run import Origin, Setting
@@ -22,9 +23,18 @@ class Facts:
     knobs: Mapping[str, Setting]
     args: Mapping[str, Setting]
     """Flags as set by flags, environment and YAML, before the rules."""
-    knows: Callable[[str], bool]
-    """Whether the run's Megatron release has a flag."""
+    flags: Flags
+    """What the run's Megatron release knows."""
     run_dir: str
+
+    def knows(self, flag: str) -> bool:
+        """True when the release has the flag."""
+        return self.flags.knows(flag)
+
+    def accepts(self, flag: str, value: str) -> bool:
+        """True when the release has the flag and takes this value."""
+        spec = self.flags.known.flags.get(flag)
+        return spec is not None and (not spec.choices or value in spec.choices)
 
     def number(self, name: str, default: int = 1) -> int:
         """The knob's whole number, or `default` where it is not set."""
@@ -222,7 +232,10 @@ def precision(facts: Facts) -> Iterator[Candidate]:
                 "--overlap-param-gather",
             ]
         yield from _switches(facts, "PR", gather)
-    yield from _flags(pr, "PR", _LOW_PRECISION_OPTIMIZER)
+    states = [
+        pair for pair in _LOW_PRECISION_OPTIMIZER if facts.accepts(*pair) or pair[1] == "true"
+    ]
+    yield from _flags(pr, "PR", [pair for pair in states if facts.knows(pair[0])])
     newer, older = "--moe-router-padding-for-quantization", "--moe-router-padding-for-fp8"
     yield from _switches(facts, "PR", [newer if facts.knows(newer) else older])
 

@@ -171,7 +171,7 @@ def _knobs(given: Mapping[str, Setting], conf: ConfVariables) -> dict[str, Setti
         setting = conf.settings.get(name)
         if name in given and setting is not None:
             setting = _with_given_origin(given[name], setting)
-        if setting is not None and (setting.value or knob.kind in ("count",)):
+        if setting is not None and setting.value:
             knobs[name] = setting
         elif knob.default is not None:
             origin = Origin(layer="default", place="built in")
@@ -209,9 +209,9 @@ def _with_given_origin(given: Setting, after: Setting) -> Setting:
 
 
 def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> None:
-    if path.parent != project / MODELS or path.exists():
-        return
     model = knobs["MODEL"]
+    if path != project / MODELS / f"{model.value}.yaml" or path.exists():
+        return
     known = names_in(project / MODELS, ".yaml")
     guess = nearest(model.value, known)
     hint = f"did you mean {' or '.join(guess)}" if guess else f"there are {', '.join(known)}"

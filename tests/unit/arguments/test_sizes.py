@@ -1,0 +1,113 @@
+"""Sizes that do not fit are refused by name, with numbers that would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe_bench.arguments.sizes import pipeline_of
+from moe_bench.errors import ConfigError
+from tests.support.projects import Project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def refusal(project: Project, given: dict[str, str], *flags: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        project.resolve(given, flags)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "said"),
+    [
+        ({"TP": "3"}, [], "does not divide the 8 ranks of NNODES=1"),
+        ({"EP": "16"}, [], "EP=16 (environment) x PP=1"),
+        ({"TP": "8"}, [], "TP=8 (environment) does not divide --num-attention-heads 4"),
+        (
+            {"EP": "3", "GPUS_PER_NODE": "3"},
+            [],
+            "EP=3 (environment) does not divide --num-experts 8",
+        ),
+        ({"EP": "3", "GPUS_PER_NODE": "3"}, [], "use one of 1, 2, 4, 8"),
+        ({"GBS": "12"}, [], "GBS=12 (environment) is not a multiple of MBS=1"),
+        ({"GBS": "12"}, [], "use GBS=16 or another multiple of 8"),
+        ({"GBS": "8", "MBS": "2"}, [], "or MBS=1"),
+        (
+            {"SEQ_LEN": "130", "CP": "4"},
+            [],
+            "SEQ_LEN=130 (environment) must be a multiple of 2 x CP=4",
+        ),
+        ({"SEQ_LEN": "129", "TP": "2"}, [], "for sequence parallelism"),
+        ({}, ["--moe-router-topk", "9"], "a token cannot go to more experts than there are"),
+    ],
+)
+def test_sizes_that_do_not_divide(
+    project: Project, given: dict[str, str], flags: list[str], said: str
+) -> None:
+    assert said in refusal(project, given, *flags)
+
+
+def test_query_groups_and_tp(project: Project) -> None:
+    project.add_flags("--group-query-attention: true\n--num-query-groups: 3")
+    assert "--num-query-groups 3" in refusal(project, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "said"),
+    [
+        (
+            {"PP": "8", "NUM_LAYERS": "12", "GBS": "16"},
+            [],
+            "do not divide evenly over 8 pipeline stages",
+        ),
+        (
+            {"PP": "4", "NUM_LAYERS": "9", "PP_FIRST": "2", "PP_LAST": "2"},
+            [],
+            "5 layers left do not divide evenly over the 2 other",
+        ),
+        ({"PP": "2", "NUM_LAYERS": "9", "PP_FIRST": "2", "PP_LAST": "2"}, [], "hold 4 of 9 layers"),
+        ({"PP": "2", "VPP": "3", "NUM_LAYERS": "8"}, [], "do not divide over 3 virtual stages"),
+        (
+            {"PP": "2", "NUM_LAYERS": "4"},
+            ["--pipeline-model-parallel-layout", "Ett|tL"],
+            "holds 3 decoder layers (t), but NUM_LAYERS=4",
+        ),
+        (
+            {"PP": "2"},
+            ["--pipeline-model-parallel-layout", "Ett|t|tL"],
+            "3 stages are not a multiple of PP=2",
+        ),
+        ({"PP": "2"}, ["--pipeline-model-parallel-layout", "Ettx|ttL"], "'x' is none of E"),
+        (
+            {"PP": "2", "VPP": "3"},
+            ["--pipeline-model-parallel-layout", "Et|t|t|tL"],
+            "has 2 virtual stages",
+        ),
+        (
+            {"PP": "2"},
+            ["--pipeline-model-parallel-layout", "Ett|ttmL"],
+            "holds 1 MTP layers (m), but --mtp-num-layers is not set",
+        ),
+    ],
+)
+def test_layers_that_do_not_add_up(
+    project: Project, given: dict[str, str], flags: list[str], said: str
+) -> None:
+    assert said in refusal(project, given, *flags)
+
+
+def test_the_message_shows_the_stages(project: Project) -> None:
+    said = refusal(project, {"PP": "4", "NUM_LAYERS": "10"})
+    assert "stage 0: 2 layers" in said
+    assert "sum: 8 of 10 layers" in said
+
+
+def test_uneven_stages_hold_what_was_asked(project: Project) -> None:
+    run = project.resolve({"PP": "4", "NUM_LAYERS": "9", "PP_FIRST": "2", "PP_LAST": "1"})
+    stages = pipeline_of(run)
+    assert [len(stages.layers_of_rank(rank)) for rank in range(4)] == [2, 3, 3, 1]

@@ -1,0 +1,196 @@
+"""`.conf` files are programs: real bash runs them once, and each value keeps the line that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe_bench.config.conf import ConfFile, ConfVariables
+from moe_bench.config.sources import run_confs
+from moe_bench.errors import ConfigError
+
+NAMES = ("common", "runtime", "cluster")
+
+
+def run(tmp_path: Path, *texts: str, **environment: str) -> ConfVariables:
+    files = []
+    for name, text in zip(NAMES, texts, strict=False):
+        path = tmp_path / f"{name}.conf"
+        path.write_text(text)
+        files.append(ConfFile(path=str(path), layer=name, shown=f"{name}.conf"))
+    given = {"PATH": "/usr/bin:/bin"} | environment
+    return run_confs(tuple(files), given, lambda path: Path(path).name)
+
+
+def test_a_default_of_the_file_is_used_and_its_line_named(tmp_path: Path) -> None:
+    found = run(tmp_path, "# comment\nexport TP=${TP:-2}\n").settings["TP"]
+    assert (found.value, found.origin.layer, found.origin.place) == ("2", "common", "common.conf:2")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export TP=${TP:-$((1 + 1))}",
+        'export TP="${TP:-2}"',
+        "TP=${TP:-2}",
+        ': "${TP:=2}"',
+        ": ${TP:=2}",
+        "declare -A T=([a]=2); x=a; export TP=${TP:-${T[$x]}}",
+    ],
+)
+def test_the_environment_wins_and_what_it_overrode_is_kept(tmp_path: Path, line: str) -> None:
+    found = run(tmp_path, line, TP="8").settings["TP"]
+    assert (found.value, found.origin.layer) == ("8", "environment")
+    (lost,) = found.overrode
+    assert (lost.value, lost.origin.place) == ("2", "common.conf:1")
+
+
+def test_a_file_that_assigns_without_looking_beats_the_environment_and_shows_it(
+    tmp_path: Path,
+) -> None:
+    found = run(tmp_path, "export TP=1", TP="8").settings["TP"]
+    assert (found.value, found.origin.place) == ("1", "common.conf:1")
+    assert [(lost.value, lost.origin.layer) for lost in found.overrode] == [("8", "environment")]
+
+
+def test_a_later_file_overrides_an_earlier_one_and_the_chain_is_kept(tmp_path: Path) -> None:
+    found = run(tmp_path, "A=1", "\nA=2", "A=3").settings["A"]
+    assert found.origin.place == "cluster.conf:1"
+    assert [lost.origin.place for lost in found.overrode] == ["runtime.conf:2", "common.conf:1"]
+
+
+def test_tables_functions_and_namerefs_work_as_in_bash(tmp_path: Path) -> None:
+    text = """
+declare -A MODELS=(
+    [Mixtral-8x7B]=" 1 4 8"
+)
+pick() {
+    local -n table=$1
+    local row=(${table[$2]})
+    export TP=${TP:-${row[0]}}
+    export PP=${PP:-${row[1]}}
+    if [[ $PP -gt 1 ]]; then
+        export VPP=false
+    fi
+}
+pick MODELS ${MODEL}
+"""
+    found = run(tmp_path, text, MODEL="Mixtral-8x7B", PP="2").settings
+    assert (found["TP"].value, found["TP"].origin.place) == ("1", "common.conf:8")
+    assert found["PP"].overrode[0].value == "4"
+    assert found["VPP"].origin.place == "common.conf:11"
+
+
+def test_names_built_in_a_loop_keep_their_line(tmp_path: Path) -> None:
+    text = 'names=(TP PP)\nrow=(3 5)\nfor i in 0 1; do\n  export "${names[i]}=${!names[i]:-${row[i]}}"\ndone\n'
+    found = run(tmp_path, text, PP="7").settings
+    assert (found["TP"].value, found["TP"].origin.place) == ("3", "common.conf:4")
+    assert (found["PP"].value, found["PP"].overrode[0].value) == ("7", "5")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        'say "x"',
+        "a|b",
+        "$HOME",
+        "`id`",
+        "$(id)",
+        "two\nlines",
+        "tab\there",
+        "*",
+        "ä€",
+        "\\n",
+        " lead ",
+        "#x",
+        "a;b",
+    ],
+)
+def test_values_pass_through_exactly(tmp_path: Path, value: str) -> None:
+    text = 'export COPY="$GIVEN"\nexport KEPT=${KEPT:-other}\n'
+    found = run(tmp_path, text, GIVEN=value, KEPT=value).settings
+    assert found["COPY"].value == value
+    assert found["KEPT"].value == value
+
+
+def test_a_default_that_would_run_a_command_is_never_run_for_show(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    found = run(tmp_path, f"export A=${{A:-$(touch {marker}; echo 1)}}", A="2").settings["A"]
+    assert found.value == "2"
+    assert not marker.exists()
+
+
+def test_only_exported_variables_are_said_to_be_exported(tmp_path: Path) -> None:
+    found = run(tmp_path, "A=1\nexport B=2\n")
+    assert "B" in found.exported
+    assert "A" not in found.exported
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('export A="open\n', "unexpected EOF"),
+        ("export A=(\n", "unexpected EOF"),
+        ("if true; then\n", "syntax error"),
+        ("echo 'Error: no such model.'; exit 1\n", "Error: no such model."),
+        ("false\n", "ended the shell with status 1"),
+        ("export A=$UNSET\n", "UNSET: unbound variable"),
+        ("exit 0\n", "ended the shell with status 0"),
+        ("nonsense_command\n", "command not found"),
+        ("return 3\n", "status 3"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_bashs_own_words(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, "A=1\n", text)
+    assert "runtime.conf" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"A=1\r\nB=2\r\n", "runtime.conf:1 has Windows line ends"),
+        (b"\xef\xbb\xbfA=1\n", "byte order mark"),
+        (b"A=\xff\n", "runtime.conf:1 is not UTF-8"),
+    ],
+)
+def test_what_editors_leave_behind_is_refused(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "runtime.conf"
+    path.write_bytes(data)
+    file = ConfFile(path=str(path), layer="runtime", shown="runtime.conf")
+    with pytest.raises(ConfigError, match=said):
+        run_confs((file,), {"PATH": "/usr/bin:/bin"}, str)
+
+
+def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.conf").mkdir()
+    file = ConfFile(path=str(tmp_path / "x.conf"), layer="common", shown="x.conf")
+    with pytest.raises(ConfigError, match="is a directory"):
+        run_confs((file,), {}, str)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["set -x\nA=1\nset +x", "set +eu\nA=1\nfalse\necho $NONE", "IFS=,\nA=1", "trap - DEBUG\nA=1"],
+)
+def test_a_file_may_change_the_shells_options(tmp_path: Path, text: str) -> None:
+    found = run(tmp_path, text, "export B=${B:-2}").settings
+    assert (found["A"].value, found["B"].value, found["B"].origin.place) == (
+        "1",
+        "2",
+        "runtime.conf:1",
+    )
+
+
+def test_hostile_settings_of_the_caller_do_not_reach_bash(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    start = tmp_path / "start.sh"
+    start.write_text(f"touch {marker}\n")
+    run(tmp_path, "A=1", BASH_ENV=str(start), SHELLOPTS="noexec", PS4="$(touch x)")
+    assert not marker.exists()
