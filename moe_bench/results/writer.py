@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -60,9 +61,15 @@ class _AppendOnlyFile:
         self._path = path
         self._kind = kind
         self._descriptor: int | None = None
+        self._lock = threading.Lock()
+        """A mirror's thread reports its failures while the training thread writes."""
 
     def append(self, record: StepRecord | Event) -> None:
         line = _encoder.encode(record) + b"\n"
+        with self._lock:
+            self._append_line(line)
+
+    def _append_line(self, line: bytes) -> None:
         try:
             if self._descriptor is None:
                 self._descriptor = self._open()
