@@ -1,0 +1,86 @@
+"""Counts which experts the routers chose, without a synchronisation and exactly once for each token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from moe_bench.results.records import ExpertLoad
+
+
+class ExpertCounter:
+    """Assignments to each expert of each layer of this rank since the last `drain`.
+
+    A hook on every `TopKRouter` reads its routing map. With recomputation a layer runs twice, first without gradients:
+    only the run with gradients counts, as in Megatron's own count for the expert bias
+    (megatron/core/transformer/moe/router.py, 0.19).
+    """
+
+    def __init__(self, model_chunks: Iterable[torch.nn.Module], *, num_layers: int) -> None:
+        """`num_layers`: the decoder's, of all stages; MTP layers are numbered after it."""
+        routers = list(_routers(model_chunks, num_layers))
+        self.layers = tuple(layer for layer, _ in routers)
+        self._routers = dict(routers)
+        self._kept: dict[int, torch.Tensor] = {}
+        self._offered = dict.fromkeys(self.layers, 0)
+        self._handles = [
+            router.register_forward_hook(self._hook(layer)) for layer, router in routers
+        ]
+
+    def drain(self, layer: int, num_experts: int) -> tuple[torch.Tensor | None, int]:
+        """(assignments kept by expert, assignments offered) of one layer; both start anew."""
+        kept, offered = self._kept.pop(layer, None), self._offered.get(layer, 0)
+        self._offered[layer] = 0
+        assert kept is None or kept.numel() == num_experts, "routing map of another width"
+        return kept, offered
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _hook(self, layer: int) -> Any:
+        def count(router: Any, _inputs: Any, output: Any) -> None:
+            if not router.training or not torch.is_grad_enabled():
+                return
+            routing_map = output[1]
+            with torch.no_grad():
+                chosen = routing_map.sum(dim=0)
+                before = self._kept.get(layer)
+                self._kept[layer] = chosen if before is None else before.add_(chosen)
+            self._offered[layer] += routing_map.shape[0] * router.topk
+
+        return count
+
+
+def _routers(
+    model_chunks: Iterable[torch.nn.Module], num_layers: int
+) -> Iterable[tuple[int, torch.nn.Module]]:
+    for chunk in model_chunks:
+        for name, module in chunk.named_modules():
+            if not name.endswith(".router") or not hasattr(module, "topk"):
+                continue
+            parts = name.split(".")
+            if "mtp" in parts:
+                depth = int(next(part for part in parts[parts.index("mtp") :] if part.isdigit()))
+                yield num_layers + 1 + depth, module
+            else:
+                yield int(module.layer_number), module
+
+
+def expert_load(layer: int, tokens_per_expert: Sequence[int], offered: int) -> ExpertLoad:
+    """The balance figures of one layer. `offered`: assignments before the capacity factor dropped any."""
+    total, experts = sum(tokens_per_expert), len(tokens_per_expert)
+    shares = [count / total for count in tokens_per_expert if count] if total else []
+    entropy = -sum(share * math.log(share) for share in shares)
+    return ExpertLoad(
+        layer=layer,
+        max_over_mean=max(tokens_per_expert) * experts / total if total else 1.0,
+        entropy=entropy / math.log(experts) if experts > 1 else 1.0,
+        dead_experts=sum(1 for count in tokens_per_expert if not count),
+        dropped_tokens=max(0, offered - total),
+        tokens_per_expert=tuple(tokens_per_expert),
+    )

@@ -1,0 +1,441 @@
+"""Records Megatron's training loop from inside: hooks on its own functions, found by name, arguments by name.
+
+Written against megatron/training/training.py of 0.16 to 0.19. Each hook is a `Patch` that is undone when training ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+
+from moe_bench.mcore.expert_load import ExpertCounter
+from moe_bench.mcore.patches import Patch
+from moe_bench.mcore.step_exchange import TIMERS, Exchanged, RankReading, StepExchange
+from moe_bench.mcore.versions import megatron_version, versions
+from moe_bench.results.records import Event, GpuSample, StepRecord
+from moe_bench.results.writer import RunWriter
+
+TRAINING = "megatron.training.training"
+_COUNTERS = ("advanced iterations", "skipped iterations", "nan iterations")
+
+
+class Meters(Protocol):
+    """What a rank can measure about itself, cheaply."""
+
+    def memory_bytes(self) -> float:
+        """Peak allocated on the GPU, or the resident set."""
+        ...
+
+    def gpu(self) -> GpuSample | None:
+        """The latest sample; None without a GPU."""
+        ...
+
+
+class Observer(Protocol):
+    """Who else wants the records: a mirror, a profiler, a test."""
+
+    def step(self, record: StepRecord) -> None:
+        """After a step has been written. Called on the writing rank."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """After an event has been written."""
+        ...
+
+    def close(self) -> None:
+        """When training has ended."""
+        ...
+
+
+class LossTap(dict[str, Any]):
+    """Stands in for Megatron's `total_loss_dict` and remembers what each step added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step: dict[str, Any] = {}
+        self._sums: dict[str, Any] = {}
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in _COUNTERS:
+            if key not in self.step:
+                self.step[key] = value - self._sums.get(key, 0.0)
+            self._sums[key] = value.clone()  # Megatron adds to some of them in place
+        super().__setitem__(key, value)
+
+
+@dataclass
+class _Clock:
+    """When the present step began, and what of it was not training."""
+
+    began_s: float | None = None
+    excluded_s: float = 0.0
+    timers_s: dict[str, float] = field(default_factory=dict)
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        assert self.began_s is not None
+        elapsed = now - self.began_s - self.excluded_s
+        self.began_s, self.excluded_s = now, 0.0
+        return elapsed
+
+
+class Recorder:
+    """Writes a run's steps and events from one rank's point of view. A context manager around the training.
+
+    Every rank has one; the last rank writes the steps (there Megatron has the losses), rank 0 the run's events.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        meters: Meters,
+        *,
+        rank: int,
+        world_size: int,
+        observers: tuple[Observer, ...] = (),
+        after_step: Callable[[int], None] = lambda _step: None,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        """`facts`: what the `start` event says besides what Megatron knows."""
+        self.stop_requested = False
+        self._writer, self._meters, self._observers = writer, meters, observers
+        self._rank, self._world_size = rank, world_size
+        self._after_step = after_step
+        self._facts = dict(facts or {})
+        self._tap = LossTap()
+        self._clock = _Clock()
+        self._flops = 0.0
+        self._exchange: StepExchange | None = None
+        self._counter: ExpertCounter | None = None
+        self._step = 0
+        self._stopping = False
+
+    @property
+    def writes_steps(self) -> bool:
+        """True on the one rank that writes `results/steps.jsonl`."""
+        return self._rank == self._world_size - 1
+
+    @property
+    def training(self) -> bool:
+        """True once the first step has begun."""
+        return self._clock.began_s is not None
+
+    def event(self, name: str, **fields: object) -> None:
+        """Write an event of this rank."""
+        event = Event(event=name, time_unix_s=time.time(), rank=self._rank, fields=fields)
+        self._writer.event(event)
+        for observer in self._observers:
+            observer.event(event)
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Megatron's functions report to this recorder within the block."""
+        with contextlib.ExitStack() as stack:
+            for attribute, make, reason in self._hooks():
+                patch = Patch(
+                    module=TRAINING,
+                    attribute=attribute,
+                    make=make,
+                    upstream=f"megatron/training/training.py {attribute}, 0.16 to 0.19.2",
+                    reason=reason,
+                    remove_when="Megatron offers a callback there",
+                )
+                stack.enter_context(patch.applied())
+            yield
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._counter is not None:
+            self._counter.remove()
+        failed = error is not None and not _is_clean_exit(error)
+        if failed:
+            lines = traceback.format_exception(kind, error, trace)
+            self.event("error", message=lines[-1].strip()[:2000], traceback="".join(lines)[-8000:])
+        if self._rank == 0:
+            outcome = "failed" if failed else "stopped" if self._stopping else "completed"
+            self.event("end", outcome=outcome, step=self._step)
+        self._writer.close()
+        for observer in self._observers:
+            observer.close()
+
+    def _hooks(self) -> tuple[tuple[str, Callable[[Any], Any], str], ...]:
+        return (
+            ("setup_model_and_optimizer", self._around_setup, "routers are counted, start is told"),
+            ("train_step", self._around_train_step, "the first step's beginning"),
+            ("num_floating_point_operations", self._around_flops, "the formula's result"),
+            ("training_log", self._around_training_log, "all figures of a step"),
+            ("evaluate", self._around_evaluate, "losses of an evaluation"),
+            ("evaluate_and_print_results", self._excluded, "its time is not training"),
+            ("save_checkpoint_and_time", self._around_save, "checkpoints; not training time"),
+            ("load_checkpoint", self._around_load, "checkpoints"),
+            ("checkpoint_and_decide_exit", self._around_decide_exit, "all ranks stop together"),
+        )
+
+    def _around_setup(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
+            built = original(*args, **kwargs)
+            self._start(built[0])
+            return built
+
+        return setup_model_and_optimizer
+
+    def _start(self, model: list[torch.nn.Module]) -> None:
+        args = _megatron_args()
+        experts = getattr(args, "num_experts", None) or 0
+        layers = args.num_layers + (getattr(args, "mtp_num_layers", None) or 0)
+        if experts:
+            self._counter = ExpertCounter(model, num_layers=args.num_layers)
+        self._exchange = StepExchange(self._counter, num_layers=layers, num_experts=experts)
+        total, active = count_parameters(model, args)
+        if self._rank == 0:
+            self.event(
+                "start",
+                versions={**versions(), "megatron-core": megatron_version()},
+                world_size=self._world_size,
+                flop_formula=f"{TRAINING}.num_floating_point_operations, megatron-core "
+                f"{megatron_version()}; per GPU: divided by step time and world size",
+                routing_mode=_routing_mode(args),
+                hostname=socket.gethostname(),
+                num_parameters=total,
+                num_active_parameters=active,
+                threads_per_rank=torch.get_num_threads(),
+                layout=_layout(args),
+                **self._facts,
+            )
+
+    def _around_train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            if self._clock.began_s is None:
+                self._clock.began_s = time.perf_counter()
+            return original(*args, **kwargs)
+
+        return train_step
+
+    def _around_flops(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def num_floating_point_operations(*args: Any, **kwargs: Any) -> Any:
+            self._flops = original(*args, **kwargs)
+            return self._flops
+
+        return num_floating_point_operations
+
+    def _around_training_log(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def training_log(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(*args, **kwargs)
+            timers_s = self._read_timers()
+            self._tap.step = {}
+            call.arguments["total_loss_dict"] = self._tap
+            result = original(*call.args, **call.kwargs)
+            self._record(call.arguments, timers_s)
+            return result
+
+        return training_log
+
+    def _record(self, call: Mapping[str, Any], timers_s: list[float]) -> None:
+        assert self._exchange is not None
+        exchanged = self._exchange.run(
+            RankReading(
+                memory_bytes=self._meters.memory_bytes(),
+                stop_requested=self.stop_requested,
+                gpu=self._meters.gpu(),
+                timers_s=timers_s,
+            )
+        )
+        self._stopping = exchanged.stop_requested
+        step_time_s = self._clock.lap()
+        self._step = int(call["iteration"])
+        if self.writes_steps:
+            record = self._step_record(call, exchanged, step_time_s)
+            self._writer.step(record)
+            for observer in self._observers:
+                observer.step(record)
+        self._after_step(self._step)
+
+    def _step_record(
+        self, call: Mapping[str, Any], exchanged: Exchanged, step_time_s: float
+    ) -> StepRecord:
+        args = _megatron_args()
+        skipped = bool(call["skipped_iter"])
+        grad_norm = call["grad_norm"]
+        tokens = args.seq_length * _global_batch_size()
+        return StepRecord(
+            step=self._step,
+            time_unix_s=time.time(),
+            train_steps=args.train_iters,
+            consumed_samples=args.consumed_train_samples,
+            consumed_tokens=args.consumed_train_samples * args.seq_length,
+            losses=_floats({**self._tap.step, **call["loss_dict"]}),
+            grad_norm=None if skipped or grad_norm is None else float(grad_norm),
+            learning_rate=float(call["learning_rate"] or 0.0),
+            step_time_s=step_time_s,
+            tokens_per_s=tokens / step_time_s,
+            tflops_per_gpu=self._flops / step_time_s / self._world_size / 1e12,
+            skipped=skipped,
+            memory_gib=exchanged.memory_gib,
+            expert_load=exchanged.expert_load,
+            timers_s=exchanged.timers_s,
+            gpus=exchanged.gpus,
+        )
+
+    def _read_timers(self) -> list[float]:
+        """Seconds since the last step; Megatron resets its timers only at its log interval."""
+        timers = _megatron_timers()._timers
+        readings = []
+        for name in TIMERS:
+            timer = timers.get(name)
+            now = timer.elapsed(reset=False) if timer is not None else 0.0
+            before = self._clock.timers_s.get(name, 0.0)
+            readings.append(now - before if now >= before else now)
+            self._clock.timers_s[name] = now
+        return readings
+
+    def _around_evaluate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            losses = result[0] if isinstance(result, tuple) else None
+            if self.writes_steps and losses:
+                self.event("evaluation", step=self._step, split="valid", losses=_floats(losses))
+            return result
+
+        return evaluate
+
+    def _excluded(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def excluded(*args: Any, **kwargs: Any) -> Any:
+            began_s = time.perf_counter()
+            result = original(*args, **kwargs)
+            self._clock.excluded_s += time.perf_counter() - began_s
+            return result
+
+        return excluded
+
+    def _around_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        timed = self._excluded(original)
+
+        @functools.wraps(original)
+        def save_checkpoint_and_time(*args: Any, **kwargs: Any) -> Any:
+            before_s = self._clock.excluded_s
+            result = timed(*args, **kwargs)
+            if self._rank == 0:
+                duration_s = self._clock.excluded_s - before_s
+                path = str(_megatron_args().save)
+                self.event("checkpoint_saved", step=self._step, path=path, duration_s=duration_s)
+            return result
+
+        return save_checkpoint_and_time
+
+    def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            began_s = time.perf_counter()
+            result = original(*args, **kwargs)
+            if self._rank == 0:
+                self.event(
+                    "checkpoint_loaded",
+                    step=int(result[0]),
+                    path=str(_megatron_args().load),
+                    duration_s=time.perf_counter() - began_s,
+                )
+            return result
+
+        return load_checkpoint
+
+    def _around_decide_exit(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def checkpoint_and_decide_exit(*args: Any, **kwargs: Any) -> Any:
+            if self._stopping:  # agreed by all ranks in this step's exchange
+                _megatron_args().exit_interval = 1  # Megatron's own way out: save, then exit
+            return original(*args, **kwargs)
+
+        return checkpoint_and_decide_exit
+
+
+def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]:
+    """(all, active for one token) parameters of the whole model. Collective over all ranks.
+
+    A parameter that several ranks hold is counted on the first of them.
+    """
+    from megatron.core import mpu  # noqa: PLC0415 - the embedding comes first
+
+    dense = experts = 0
+    first_tp = mpu.get_tensor_model_parallel_rank() == 0
+    first_dp = mpu.get_data_parallel_rank(with_context_parallel=True) == 0
+    for name, parameter in (each for chunk in model for each in chunk.named_parameters()):
+        split = getattr(parameter, "tensor_model_parallel", False)
+        duplicate = getattr(parameter, "shared", False) and not mpu.is_pipeline_first_stage()
+        if not getattr(parameter, "allreduce", True):  # over expert ranks, not data ranks
+            here = mpu.get_expert_data_parallel_rank() == 0
+        else:
+            here = first_dp and (split or first_tp) and not duplicate
+        if ".experts." in name:
+            experts += parameter.numel() * here
+        else:
+            dense += parameter.numel() * here
+    counts = torch.tensor([dense, experts], dtype=torch.int64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(counts)
+    dense, experts = counts.tolist()
+    share = args.moe_router_topk / args.num_experts if args.num_experts else 0.0
+    return dense + experts, dense + round(experts * share)
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _routing_mode(args: Any) -> str:
+    if getattr(args, "moe_router_force_load_balancing", False):
+        return "forced-random"
+    return "forced-biased" if getattr(args, "moe_router_force_biased", None) else "natural"
+
+
+def _layout(args: Any) -> dict[str, int]:
+    return {
+        "tp": args.tensor_model_parallel_size,
+        "cp": args.context_parallel_size,
+        "pp": args.pipeline_model_parallel_size,
+        "vpp": args.virtual_pipeline_model_parallel_size or 1,
+        "ep": args.expert_model_parallel_size,
+        "etp": args.expert_tensor_parallel_size or args.tensor_model_parallel_size,
+        "dp": args.data_parallel_size,
+    }
+
+
+def _is_clean_exit(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and error.code in (None, 0)
+
+
+def _megatron_args() -> Any:
+    return sys.modules["megatron.training.global_vars"].get_args()
+
+
+def _megatron_timers() -> Any:
+    return sys.modules["megatron.training.global_vars"].get_timers()
+
+
+def _global_batch_size() -> int:
+    calculator = sys.modules["megatron.core.num_microbatches_calculator"]
+    return int(calculator.get_current_running_global_batch_size())

@@ -1,0 +1,214 @@
+"""One rank of a training run: `python -m moe_bench.runtime.pretrain <Megatron flags>` under torchrun or srun."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import runpy
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moe_bench.errors import MoeBenchError
+from moe_bench.results.writer import RunWriter
+from moe_bench.runtime.rank import RankContext, export, export_for_cpu, rank_context
+
+if TYPE_CHECKING:
+    from moe_bench.mcore.cpu.embedding import Embedding
+    from moe_bench.mcore.profiling import StepProfiler
+    from moe_bench.mcore.recording import Recorder
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepare this process and train. Returns the exit code; a user's error is said without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        context = rank_context()
+        export(context)
+        embedding = prepare(context, argv)
+    except MoeBenchError as error:
+        log.error("%s", error)
+        return error.exit_code
+    train(context, argv, embedding)
+    return 0
+
+
+def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
+    """Import torch and Megatron, the CPU embedding in place where there is no CUDA: all that ranks can share.
+
+    Returns the embedding; None on a GPU. Raises ArgumentsError for what a CPU cannot do.
+    """
+    import torch  # noqa: PLC0415 - seconds; after the environment has been checked
+
+    embedding = None
+    if not torch.cuda.is_available():
+        from moe_bench.mcore.cpu.embedding import install  # noqa: PLC0415
+        from moe_bench.mcore.cpu.embedding_refusals import refuse  # noqa: PLC0415
+
+        refuse(argv)
+        export_for_cpu()
+        embedding = install(local_world_size=context.local_world_size)
+    if context.megatron_path is not None:
+        sys.path.insert(0, str(context.megatron_path))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(Apex|ransformer.?.ngine).*")
+        import megatron.training  # noqa: F401, PLC0415
+
+        if context.megatron_path is None:
+            import moe_bench.mcore.entry  # noqa: F401, PLC0415
+        if embedding is not None:
+            import moe_bench.mcore.cpu.spec  # noqa: F401, PLC0415
+    return embedding
+
+
+def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> None:
+    """Run Megatron's training on this rank, recorded when the run has a directory."""
+    import torch  # noqa: PLC0415
+
+    from moe_bench.mcore.patches import COMPILED_HELPERS  # noqa: PLC0415
+
+    torch.set_num_threads(context.threads)
+    sys.argv = ["pretrain_gpt.py", *argv, *_profiling_flags(context, argv)]
+    with contextlib.ExitStack() as stack:
+        recorder = stack.enter_context(_recorder(context, embedding)) if context.run_dir else None
+        stack.enter_context(COMPILED_HELPERS.applied())
+        if embedding is not None:
+            _announce(context, embedding, stack, recorder)
+        if recorder is not None:
+            stack.enter_context(recorder.hooks())
+            stack.enter_context(_graceful_stop(recorder))
+        _run_megatron(context)
+
+
+def _run_megatron(context: RankContext) -> None:
+    if context.megatron_path is not None:
+        runpy.run_path(str(context.megatron_path / "pretrain_gpt.py"), run_name="__main__")
+        return
+    from moe_bench.mcore import entry  # noqa: PLC0415
+
+    entry.train(entry.parse())
+
+
+def _announce(
+    context: RankContext,
+    embedding: Embedding,
+    stack: contextlib.ExitStack,
+    recorder: Recorder | None,
+) -> None:
+    """Put the reference layers in place, and say what a CPU rank replaces."""
+    from moe_bench.mcore.cpu.spec import reference_layers  # noqa: PLC0415
+
+    layers = stack.enter_context(reference_layers())
+    if context.rank != 0:
+        return
+    sys.stdout.write(embedding.summary() + "\n")
+    if recorder is not None:
+        names = [*embedding.replaced(), *(f"{row.module}.{row.attribute}" for row in layers)]
+        recorder.event("embedding", replaced=names, summary=embedding.summary())
+
+
+@contextlib.contextmanager
+def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Recorder]:
+    from moe_bench.mcore.recording import Recorder  # noqa: PLC0415
+    from moe_bench.runtime.meters import meters  # noqa: PLC0415
+
+    assert context.run_dir is not None
+    gauges = meters(context.rank, context.local_rank, on_cpu=embedding is not None)
+    profiler: list[StepProfiler] = []
+    recorder = Recorder(
+        RunWriter(context.run_dir, rank=context.rank),
+        gauges,
+        rank=context.rank,
+        world_size=context.world_size,
+        observers=_observers(context),
+        after_step=lambda step: [p.after_step(step) for p in profiler],  # type: ignore[func-returns-value]
+        facts={"device": _device_name(embedding)},
+    )
+    profiler.extend(_profilers(context, gauges, recorder))
+    try:
+        with recorder:
+            yield recorder
+            for each in profiler:
+                each.finish()
+    finally:
+        gauges.close()
+
+
+def _observers(context: RankContext) -> tuple[Any, ...]:
+    """The W&B mirror, on the rank that writes the steps."""
+    del context
+    return ()
+
+
+def _profilers(context: RankContext, gauges: Any, recorder: Recorder) -> list[StepProfiler]:
+    if context.profile not in ("torch", "memory"):
+        return []
+    from moe_bench.mcore.profiling import StepProfiler  # noqa: PLC0415
+
+    assert context.run_dir is not None
+    first, last = _profiled_steps(sys.argv)
+    return [
+        StepProfiler(
+            kind=context.profile,
+            folder=context.run_dir / "profiles",
+            rank=context.rank,
+            first=first,
+            last=last,
+            memory_bytes=gauges.memory_bytes,
+            tell=lambda kind, path: recorder.event("profile", kind=kind, path=path),
+        )
+    ]
+
+
+def _profiled_steps(argv: Sequence[str]) -> tuple[int, int]:
+    """Steps 3 and 4, or what --profile-step-start and --profile-step-end say."""
+    first = int(_flag(argv, "--profile-step-start", "2")) + 1
+    last = int(_flag(argv, "--profile-step-end", "4"))
+    steps = int(_flag(argv, "--train-iters", str(last)))
+    return min(first, max(2, steps)), min(last, steps)
+
+
+def _profiling_flags(context: RankContext, argv: Sequence[str]) -> tuple[str, ...]:
+    from moe_bench.mcore.profiling import PER_PHASE_TIMERS  # noqa: PLC0415
+
+    asked = any(token.partition("=")[0] == PER_PHASE_TIMERS[0] for token in argv)
+    return () if asked or not context.profile else PER_PHASE_TIMERS
+
+
+def _flag(argv: Sequence[str], name: str, default: str) -> str:
+    for position, token in enumerate(argv):
+        flag, joined, value = token.partition("=")
+        if flag == name:
+            return value if joined else argv[position + 1]
+    return default
+
+
+def _device_name(embedding: Embedding | None) -> str:
+    import torch  # noqa: PLC0415
+
+    return "cpu" if embedding is not None else str(torch.cuda.get_device_name())
+
+
+@contextlib.contextmanager
+def _graceful_stop(recorder: Recorder) -> Iterator[None]:
+    """SIGTERM and SIGINT end the training after the step in progress, on all ranks at the same step."""
+
+    def stop(number: int, _frame: object) -> None:
+        recorder.stop_requested = True
+        if not recorder.training:
+            sys.exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
