@@ -1,0 +1,88 @@
+"""`python -m moe_bench lint`: everything that flags, versions and interaction rules say about a run, nothing started."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from moe_bench.cli._launching import request_of
+from moe_bench.config.sources import process_environment
+
+if TYPE_CHECKING:
+    from moe_bench.arguments.findings import Finding
+    from moe_bench.arguments.lint import Rule
+    from moe_bench.config.gather import Request
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    short_help="Check flags, versions and what does not work together.",
+)
+@click.option("--rules", "only_rules", is_flag=True, help="List the interaction rules in force.")
+@click.option(
+    "--here", is_flag=True, help="Check for this machine, as the interactive script would run it."
+)
+@click.argument(
+    "words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL] [--MEGATRON-FLAG VALUE]..."
+)
+def command(words: tuple[str, ...], *, only_rules: bool, here: bool) -> None:
+    """Print every finding for the run that MODEL and the environment describe; exit with 2 when it could not start.
+
+    TE_VERSION, TORCH_VERSION and GPU_ARCH (h100, b200, ...) tell what the cluster has; without them a rule that needs to know
+    gives a note. More rules: lint_rules/*.yaml, or files named in MOE_BENCH_RULES=a.yaml:b.yaml.
+    """
+    model, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
+    request = request_of(flags, local=here)
+    if only_rules:
+        _list_rules(request)
+        return
+    environment = {**({} if here else {"CLUSTER": "local"}), **request.environment}
+    asked = replace(request, environment={**environment, **({"MODEL": model} if model else {})})
+    findings = _found(asked)
+    for finding in findings:
+        print(_shown(finding))
+    counts = {
+        kind: sum(one.severity == kind for one in findings) for kind in ("error", "warning", "note")
+    }
+    print(", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items()))
+    sys.exit(2 if counts["error"] else 0)
+
+
+def _found(request: Request) -> list[Finding]:
+    """Raises MoeBenchError, which lists every error of its stage, where the run cannot even be resolved."""
+    from moe_bench.arguments.flags import Flags
+    from moe_bench.arguments.lint import all_rules, lint, versions_here
+    from moe_bench.arguments.resolve import Identity, resolve_run
+    from moe_bench.config.gather import DEFAULT_MODEL
+    from moe_bench.config.machine import probe
+
+    environment = {"MODEL": DEFAULT_MODEL, **request.environment}
+    asked = replace(request, environment=environment)
+    run = resolve_run(asked, probe(environment), Identity(run_id=f"{environment['MODEL']}-lint"))
+    known = Flags.of_release(run.knobs).known
+    rules = all_rules(request.project, environment.get("MOE_BENCH_RULES", ""))
+    versions = versions_here(run, environment, local=request.local)
+    return [*known.check(run.args), *lint(run, known, versions, rules)]
+
+
+def _list_rules(request: Request) -> None:
+    from moe_bench.arguments.lint import all_rules
+
+    rules = all_rules(request.project, process_environment().get("MOE_BENCH_RULES", ""))
+    for rule in rules:
+        print(_rule_line(rule))
+    print(f"{len(rules)} rules")
+
+
+def _rule_line(rule: Rule) -> str:
+    versions = "" if rule.megatron == ">=0" else f" [Megatron {rule.megatron}]"
+    own = "" if rule.origin == "builtin" else f" ({rule.origin})"
+    return f"{rule.severity:7} {rule.name}{versions}{own}: {rule.reason}. Way out: {rule.fix}. {rule.source}"
+
+
+def _shown(finding: Finding) -> str:
+    link = f"  [{finding.link}]" if finding.link else ""
+    return f"{finding.severity:7} {finding.rule}: {finding}{link}"
