@@ -35,7 +35,7 @@ class Identity:
 def resolve_run(request: Request, machine: Machine, identity: Identity) -> ResolvedRun:
     """Everything decided and checked. Raises MoeBenchError for the first thing that cannot be."""
     gathered = gather(request)
-    knobs = rules.dispatcher_knobs(gathered.knobs) | rules.gpus_per_node(gathered.knobs)
+    knobs = rules.dispatcher_knobs(gathered.knobs)
     is_dry = knobs["DRY_RUN"].value == "1"
     flags = Flags.of_release(knobs, None if is_dry else request.project / ".cache" / "flags")
     run_dir = _run_dir(knobs, request.project, identity.run_id)

@@ -91,15 +91,6 @@ def dispatcher_knobs(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
     return folded
 
 
-def gpus_per_node(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
-    """GPUS_PER_NODE where nothing says it: 4 in a GB200 tray, else 8."""
-    if "GPUS_PER_NODE" in knobs:
-        return {}
-    is_gb200 = knobs["GB200_CLUSTER"].value == "1"
-    origin = _origin(knobs["GB200_CLUSTER"], "GB200_CLUSTER")
-    return {"GPUS_PER_NODE": Setting(value="4" if is_gb200 else "8", origin=origin)}
-
-
 _EXPLICIT = ("flag", "environment")
 _FLEX_BACKENDS = ("deepep", "hybridep")
 

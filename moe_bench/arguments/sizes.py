@@ -85,7 +85,7 @@ def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str
 def _preset_ranks(run: ResolvedRun, fewest: int) -> tuple[int, str]:
     """A Tiny preset's own number where the layout fits it, else the fewest that hold the layout."""
     knob = run.knobs.get("GPUS_PER_NODE")
-    is_own = knob is not None and knob.origin.layer != "derived"
+    is_own = knob is not None and knob.origin.layer not in ("derived", "default")
     own = int(knob.value) if knob is not None and is_own else 0
     if knob is not None and run.model.startswith("Tiny-") and own and own % fewest == 0:
         return own, knob.origin.place

@@ -307,7 +307,7 @@ def test_with_cuda_nothing_is_replaced(project: Project) -> None:
         ({}, 1),
         ({"EP": "2"}, 2),
         ({"TP": "2", "PP": "2"}, 4),
-        ({"TP": "2", "EP": "2"}, 2),
+        ({"TP": "2", "EP": "2"}, 4),  # ETP is TP unless said
         ({"TP": "2", "EP": "4", "ETP": "1"}, 4),
         ({"GPUS_PER_NODE": "4", "EP": "2"}, 4),
     ],
