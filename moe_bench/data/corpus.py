@@ -178,6 +178,9 @@ def _prepare(request: DemoRequest, documents: Path) -> None:
 class _Silent:
     """Five megabytes need no progress display."""
 
+    def begin(self, progress: Progress) -> None:
+        """Say nothing."""
+
     def advance(self, progress: Progress, *, raw_bytes: int) -> None:
         """Say nothing."""
 

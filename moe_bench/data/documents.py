@@ -174,7 +174,7 @@ class _Cutter:
                 line=self._line,
                 reason="document too long",
                 detail=f"longer than {self._rules.max_document_bytes} bytes; "
-                "raise --max-document-mib (a worker needs up to 60 times that in memory)",
+                "raise --max-document-mib (each worker's memory grows with it)",
             )
         )
         self._dropping = True

@@ -1,23 +1,27 @@
 """Words are encoded once: text is cut where no tokenizer rule looks across, and each piece's ids are remembered.
 
-Why this changes no id. A cut lies between a printable ASCII character and a space (or a line feed, see `_ENDS`).
+Why this changes no id. A cut lies between two ASCII characters: at a space, a line feed or a word's end.
 - Byte-level BPE merges only within the matches of a regular expression. In GPT-2's and in `KNOWN_SPLITS` no match holds
-  a non-space followed by a space, and no look-ahead reaches past the next non-space: the matches of a text are those of
-  its pieces. NFC joins nothing to a space.
-- SentencePiece BPE merges neighbours only into pieces of its vocabulary. Where none holds another character before a
-  space mark, nothing merges across a cut, and merges on one side do not see the other. Unigram models add up scores
-  along the whole text, where rounding could break ties differently: they are not cut.
+  a non-space followed by a space, nor a letter followed by other ASCII, and no look-ahead reaches past the next
+  non-space: the matches of a text are those of its pieces. NFC joins nothing to ASCII that follows.
+- SentencePiece BPE merges neighbours only into pieces of its vocabulary. Between two characters that no piece holds side
+  by side nothing merges, and merges on one side do not see the other. Unigram models add up scores along the whole text,
+  where rounding could break ties differently: they are not cut.
 Anything else - another pattern, another normalizer, a text that holds an added token - goes to the library whole.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+SPACE_MARK = "\u2581"
+"""What SentencePiece writes for a space."""
 CACHE_CHARACTERS = 48 << 20
 """Characters of remembered pieces: up to some hundred MiB in a worker, then all are forgotten."""
 LONGEST_REMEMBERED = 64
@@ -27,14 +31,15 @@ WORTHWHILE_SHARE = 0.15
 WARM_UP_CALLS = 8
 PAUSE_CALLS = 16
 
+# A match that holds a letter takes nothing after its last one but, at most, non-ASCII marks: cut before other ASCII.
+_WORD = r"[A-Za-z](?=[ -@\[-`{-~\n]|\Z)"
 _ENDS = {
-    # before spaces that are not the text's last
-    "spaces": r"[!-~](?:(?= +[^ ])|\Z)",
     # GPT-2's pattern never takes a line feed along with what stands before it
-    "spaces and lines": r"[!-~](?=[ \n]|\Z)",
-    # later patterns take line feeds along with punctuation, not with words
-    "spaces, and lines after words": r"(?:[!-~](?= |\Z)|[0-9A-Za-z](?=\n))",
+    "spaces and lines": rf"(?:{_WORD}|[!-~](?=[ \n]|\Z))",
+    # later patterns take line feeds along with punctuation before them, all that there are
+    "spaces, and lines after words": rf"(?:{_WORD}|[!-~](?= |\Z)|[0-9](?=\n)|\n(?=[!-~]))",
 }
+
 
 KNOWN_SPLITS = frozenset(
     {
@@ -52,9 +57,8 @@ KNOWN_SPLITS = frozenset(
 
 
 def _pattern(cuts: str) -> re.Pattern[str]:
-    stops = " " if cuts == "spaces" else " \n"
-    end = _ENDS[cuts]
-    return re.compile(rf"[{stops}]*+[^{stops}]*{end}|(?s:.+?{end}|.+)")
+    """A plain word, the common case, quickly; else up to the next end."""
+    return re.compile(rf"[ \n]*+[A-Za-z]++(?=[ -@\[-`{{-~\n]|\Z)|(?s:.+?{_ENDS[cuts]}|.+)")
 
 
 def huggingface_pattern(definition: Mapping[str, Any]) -> re.Pattern[str] | None:
@@ -85,8 +89,18 @@ def _pattern_of_steps(pre: Mapping[str, Any]) -> re.Pattern[str] | None:
     return _pattern("spaces, and lines after words") if splits and known else None
 
 
-def sentencepiece_pattern(path: Path) -> re.Pattern[str] | None:
-    """Where texts may be cut for this model; None where it is not known to be safe."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentencePiecePieces:
+    """How a SentencePiece BPE model's texts are cut."""
+
+    pattern: re.Pattern[str]
+    """For a text after a space, which stands for the mark the model puts first."""
+    model: bytes
+    """The same model, but without that mark: it encodes a piece as it stands within a text."""
+
+
+def sentencepiece_pieces(path: Path) -> SentencePiecePieces | None:
+    """None where it is not known to be safe: another algorithm, a normalizer, spaces that are collapsed."""
     try:
         # Needs protobuf, which not every environment has: without it, the library alone.
         from sentencepiece import sentencepiece_model_pb2  # noqa: PLC0415
@@ -95,17 +109,43 @@ def sentencepiece_pattern(path: Path) -> re.Pattern[str] | None:
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.ParseFromString(path.read_bytes())
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    pieces = [one.piece for one in model.pieces]
-    safe = (
+    plain = (
         trainer.model_type == trainer.BPE
         and not trainer.treat_whitespace_as_suffix
         and normalizer.add_dummy_prefix
         and normalizer.escape_whitespaces
-        and (not normalizer.precompiled_charsmap or normalizer.name in {"nmt_nfkc", "nfkc"})
-        and "\u2581" in pieces
-        and not any(re.search("[^\u2581][\u2581 ]", piece) for piece in pieces)
+        and not normalizer.remove_extra_whitespaces
+        and not normalizer.precompiled_charsmap
     )
-    return _pattern("spaces") if safe else None
+    pattern = _vocabulary_pattern([one.piece for one in model.pieces]) if plain else None
+    if pattern is None:
+        return None
+    normalizer.add_dummy_prefix = False
+    return SentencePiecePieces(pattern=pattern, model=model.SerializeToString())
+
+
+def _vocabulary_pattern(pieces: Sequence[str]) -> re.Pattern[str] | None:
+    """Cut between two characters that no piece of the vocabulary holds side by side: they can never be merged."""
+    known = {piece for piece in pieces if len(piece) == 1}
+    letters = set(string.ascii_letters)
+    texts = [piece.replace(SPACE_MARK, " ") for piece in pieces]
+    pairs = {text[at : at + 2] for text in texts for at in range(len(text) - 1)}
+    follows = {pair[1] for pair in pairs if pair[0] in letters}
+    # Two unknown characters side by side would become one unknown token: both sides must be known.
+    free = [
+        one for one in string.punctuation + " \n" if one not in follows and _is_known(one, known)
+    ]
+    if " " not in free or not letters <= known:
+        return None
+    after_word = "".join(map(re.escape, free))
+    return re.compile(
+        rf" ?[A-Za-z]++(?=[{after_word}]|\Z)|(?s:.+?[A-Za-z](?=[{after_word}]|\Z)|.+)"
+    )
+
+
+def _is_known(character: str, known: set[str]) -> bool:
+    """A space is its mark; a line feed may be a byte token, which merges with nothing."""
+    return (SPACE_MARK if character == " " else character) in known or character == "\n"
 
 
 class PieceCache:

@@ -58,6 +58,10 @@ class Interrupted(DataError):  # noqa: N818 - it is no error
 class Watcher(Protocol):
     """Is told how far a preparation is."""
 
+    def begin(self, progress: Progress) -> None:
+        """Once, with what an earlier run had stored."""
+        ...
+
     def advance(self, progress: Progress, *, raw_bytes: int) -> None:
         """After each unit; raw_bytes counts what was read of the sources' files."""
         ...
@@ -118,6 +122,7 @@ def prepare(preparation: Preparation, watcher: Watcher) -> Prepared:
     store = PartialStore(preparation.partial, plan=plan, streams=_streams(preparation))
     with store:
         resumed = store.progress.documents
+        watcher.begin(store.progress)
         try:
             if not store.progress.complete:
                 _encode_all(preparation, tokenizer, store, watcher)

@@ -22,7 +22,8 @@ class Meter:
         self._live = stream.isatty()
         self._began = time.monotonic()
         self._told = self._began
-        self._first: tuple[int, int] | None = None
+        self._resumed_text_bytes = 0
+        self._first_raw_bytes: int | None = None
         self.text_bytes = 0
         """Text read by this run."""
 
@@ -35,7 +36,7 @@ class Meter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live and self._first is not None:
+        if self._live and self._first_raw_bytes is not None:
             self._stream.write("\n")
 
     @property
@@ -43,16 +44,22 @@ class Meter:
         """Since this run began."""
         return time.monotonic() - self._began
 
+    def begin(self, progress: Progress) -> None:
+        """What was stored before is not this run's work."""
+        self._resumed_text_bytes = progress.text_bytes
+        if progress.documents:
+            self._stream.write(f"prepare: going on after {progress.documents:,} stored documents\n")
+
     def advance(self, progress: Progress, *, raw_bytes: int) -> None:
         """Say so, but not too often."""
-        if self._first is None:
-            self._first = (progress.text_bytes, raw_bytes)
-        self.text_bytes = progress.text_bytes - self._first[0]
+        if self._first_raw_bytes is None:
+            self._first_raw_bytes = raw_bytes
+        self.text_bytes = progress.text_bytes - self._resumed_text_bytes
         now = time.monotonic()
         if now - self._told < (BAR_INTERVAL_S if self._live else LINE_INTERVAL_S):
             return
         self._told = now
-        line = self._line(progress, raw_bytes, self._first[1])
+        line = self._line(progress, raw_bytes, self._first_raw_bytes)
         self._stream.write(f"\r\x1b[2K{line}" if self._live else line + "\n")
         self._stream.flush()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_bench.data.pieces import PieceCache, huggingface_pattern, sentencepiece_pattern
+from moe_bench.data.pieces import PieceCache, huggingface_pattern, sentencepiece_pieces
 from moe_bench.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -237,8 +237,11 @@ class SentencePieceTokenizer:
             self._processor.Load(str(path))
         except (RuntimeError, OSError) as error:
             raise DataError(f"{path}: not a SentencePiece model: {error}") from error
-        pattern = sentencepiece_pattern(path)
-        self._pieces = PieceCache(pattern, self._piece) if pattern is not None else None
+        self._pieces: PieceCache | None = None
+        cut = sentencepiece_pieces(path)
+        if cut is not None:
+            inner = sentencepiece.SentencePieceProcessor(model_proto=cut.model)
+            self._pieces = PieceCache(cut.pattern, inner.encode_as_ids)
         eod = int(self._processor.eos_id())
         # The name that all releases from 0.11 know and give no extra tokens.
         arguments = (
@@ -263,13 +266,9 @@ class SentencePieceTokenizer:
 
     def _batch(self, texts: list[str]) -> list[list[int]]:
         if self._pieces is not None and self._pieces.worthwhile():
-            # The start mark the model puts before a text is what a space becomes: all pieces look alike.
-            return self._pieces.ids_of([" " + text for text in texts])
+            # The mark the model puts before a text is what a space becomes.
+            return self._pieces.ids_of([" " + text if text else "" for text in texts])
         return [self._processor.encode_as_ids(text) for text in texts]
-
-    def _piece(self, piece: str) -> list[int]:
-        ids: list[int] = self._processor.encode_as_ids(piece[1:])
-        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Plain text."""
