@@ -162,12 +162,18 @@ def refuse_malformed(condition: Condition, place: str) -> None:
         )
     for name in VERSIONED:
         asked = getattr(condition, name)
-        if asked is not None and not all(_COMPARISON.match(part) for part in asked.split(",")):
-            raise ConfigError(
-                f"{place}: {name}: {asked!r} is no version range; write it like '<2.1' or '>=2.1,<3'"
-            )
+        if asked is not None:
+            refuse_no_range(name, asked, place)
     for inner in (*condition.any, *condition.none):
         refuse_malformed(inner, place)
+
+
+def refuse_no_range(name: str, asked: str, place: str) -> None:
+    """Raises ConfigError unless the text is a version range."""
+    if not all(_COMPARISON.match(part) for part in asked.split(",")):
+        raise ConfigError(
+            f"{place}: {name}: {asked!r} is no version range; write it like '<2.1' or '>=2.1,<3'"
+        )
 
 
 def known_keys(found: Mapping[str, Any]) -> str | None:

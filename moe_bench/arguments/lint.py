@@ -18,6 +18,7 @@ from moe_bench.arguments.conditions import (
     known_keys,
     matches,
     refuse_malformed,
+    refuse_no_range,
     variables_in,
 )
 from moe_bench.arguments.findings import Finding
@@ -218,7 +219,7 @@ def _rule(entry: object, place: str, origin: str) -> Rule:
         raise ConfigError(f"{place}: {error}") from error
     if not rule.when:
         raise ConfigError(f"{place}: when is empty, so it would speak about every run")
-    matches("0", rule.megatron)
+    refuse_no_range("megatron", rule.megatron, place)
     for condition in rule.when:
         refuse_malformed(condition, place)
     return rule

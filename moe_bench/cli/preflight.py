@@ -18,7 +18,7 @@ from moe_bench.errors import ConfigError, MissingExtraError, MoeBenchError
 
 if TYPE_CHECKING:
     from moe_bench.config.gather import Request
-    from moe_bench.mcore.validation import Accepted
+    from moe_bench.mcore.preflight import Accepted
     from moe_bench.runtime.preflight import Target, Verdict
 
 ASSUMED_TE = "2.9.0"
@@ -104,7 +104,7 @@ def _asked(
 
 
 def _assumed_te(version: str) -> str:
-    from moe_bench.mcore.validation import transformer_engine_is_here
+    from moe_bench.mcore.preflight import transformer_engine_is_here
 
     if transformer_engine_is_here():
         return ""
@@ -136,7 +136,7 @@ def _resolved(name: str, request: Request) -> ResolvedRun:
 
 def _told(name: str, verdict: Verdict | MoeBenchError, target: Target) -> bool:
     """Print one verdict; True when it is a refusal."""
-    from moe_bench.mcore.validation import Accepted
+    from moe_bench.mcore.preflight import Accepted
 
     if isinstance(verdict, MoeBenchError):
         print(f"{name}: REFUSED before Megatron is asked: {verdict}")

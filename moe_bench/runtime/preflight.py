@@ -15,7 +15,7 @@ from moe_bench.arguments import emit
 from moe_bench.arguments.schema import FlagSchema
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.mcore.cpu.embedding import install
-from moe_bench.mcore.validation import Accepted, Refusal, assumed, load, validate
+from moe_bench.mcore.preflight import Accepted, Refusal, assumed, load, validate
 
 _WORD = re.compile(r"--[a-z0-9-]+|[A-Za-z_][A-Za-z0-9_]{2,}")
 ELSEWHERE = {

@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import pytest
+
+from moe_bench.arguments import schema
+from moe_bench.arguments.findings import Finding
+from moe_bench.arguments.lint import Rule, all_rules, builtin_rules, lint, versions_here
+from moe_bench.errors import ConfigError
+from tests.support.lint_cases import BASE, CASES, laid_over, run_of, versions_of
+from tests.support.runs import make_run
+
+RULES = {rule.name: rule for rule in builtin_rules()}
+
+
+def findings(*texts: str, rules: tuple[Rule, ...] | None = None) -> list[Finding]:
+    settings = laid_over(BASE, *texts)
+    return lint(run_of(settings), schema.load(settings["mcore"]), versions_of(settings), rules)
+
+
+def names(found: list[Finding]) -> set[str]:
+    return {finding.rule for finding in found}
+
+
+def test_every_rule_has_a_case_and_every_case_a_rule() -> None:
+    assert set(CASES) == set(RULES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rule_speaks_at_its_case_and_is_silent_once_mended(name: str) -> None:
+    fires, mended = CASES[name]
+    found = [finding for finding in findings(fires) if finding.rule == name]
+    assert [finding.severity for finding in found] == [RULES[name].severity]
+    assert name not in names(findings(fires, mended))
+
+
+def test_the_base_run_of_the_cases_is_clean_in_every_release() -> None:
+    for line in schema.release_lines():
+        known = schema.load(line)
+        settings = laid_over(BASE, f"mcore={line}")
+        assert lint(run_of(settings), known, versions_of(settings)) == [], line
+
+
+def test_every_flag_a_rule_names_exists_in_some_release_it_covers() -> None:
+    from moe_bench.arguments.conditions import flags_in, matches
+
+    for rule in RULES.values():
+        lines = [line for line in schema.release_lines() if matches(line, rule.megatron)]
+        for flag in flags_in(rule.when):
+            assert any(schema.load(line).knows(flag) for line in lines), (rule.name, flag)
+
+
+def test_every_rule_says_where_its_evidence_is() -> None:
+    assert [rule.name for rule in RULES.values() if not rule.source] == []
+
+
+def test_an_unknown_transformer_engine_gives_a_note_that_says_how_to_tell() -> None:
+    found = findings("--moe-permute-fusion; !te")
+    assert [(one.rule, one.severity) for one in found] == [("permute-fusion-needs-te-2.1", "note")]
+    assert "TE_VERSION" in found[0].reason
+
+
+def test_a_finding_names_flag_value_place_reason_and_way_out() -> None:
+    (found,) = findings("--num-experts 8; --moe-router-topk 9")
+    assert str(found) == (
+        "--num-experts 8 with --moe-router-topk 9 (environment): a token cannot choose more experts than there are; "
+        "lower --moe-router-topk"
+    )
+
+
+def test_a_release_outside_the_range_is_left_alone() -> None:
+    text = "--cross-entropy-loss-fusion; --cross-entropy-fusion-impl te"
+    assert "te-cross-entropy-is-refused" in names(findings(text))
+    assert "te-cross-entropy-is-refused" not in names(findings(text, "mcore=0.17.1"))
+
+
+def test_users_add_rules_and_replace_one_of_the_same_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lint_rules"
+    folder.mkdir()
+    (folder / "ours.yaml").write_text(
+        "- name: our-fabric\n  severity: warning\n  when: [{flag: --expert-model-parallel-size, above: 8}]\n"
+        "  reason: our fabric is slow beyond a node\n  fix: use EP=8 or less\n"
+        "- name: two-precisions\n  when: [{env: NCCL_DEBUG, in: [TRACE]}]\n  reason: r\n  fix: f\n"
+    )
+    rules = all_rules(tmp_path)
+    assert len(rules) == len(RULES) + 1
+    found = findings(
+        "--num-experts 64; --expert-model-parallel-size 16; --bf16; --fp16", rules=rules
+    )
+    assert "our-fabric" in names(found)
+    assert "two-precisions" not in names(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense", "rules are a list"),
+        ("- name: a", "missing required field"),
+        ("- {name: a, when: [], reason: r, fix: f}", "when is empty"),
+        ("- {name: a, wen: [], reason: r, fix: f}", "did you mean when"),
+        ("- {name: a, when: [{flag: --x, above: 1, below: 2}], reason: r, fix: f}", "takes 1 test"),
+        (
+            "- {name: a, when: [{flag: --x, contain: y}], reason: r, fix: f}",
+            "did you mean contains",
+        ),
+        ("- {name: a, when: [{te: new}], reason: r, fix: f}", "no version range"),
+        ("- {name: a, when: [{is: on}], reason: r, fix: f}", "is about one of"),
+        (
+            "- {name: a, severity: fatal, when: [{flag: --x, is: on}], reason: r, fix: f}",
+            "severity",
+        ),
+        (
+            "- {name: a, megatron: new, when: [{flag: --x, is: on}], reason: r, fix: f}",
+            "no version",
+        ),
+        ("- [", "not YAML"),
+    ],
+)
+def test_a_malformed_rule_is_refused_with_its_file(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="bad.yaml") as refused:
+        all_rules(tmp_path, more=str(path))
+    assert said in str(refused.value)
+
+
+def test_versions_come_from_the_variables_before_what_is_installed() -> None:
+    told = {"TE_VERSION": "1.9", "TORCH_VERSION": "2.4", "GPU_ARCH": "B200"}
+    assert versions_here(make_run(), told, local=True) == {
+        "te": "1.9",
+        "torch": "2.4",
+        "compute": "10.0",
+    }
+
+
+def test_a_cluster_run_says_nothing_of_what_is_installed_on_the_login_node() -> None:
+    assert set(versions_here(make_run(), {}, local=False).values()) == {None}
+
+
+def test_an_unknown_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GPU_ARCH=h1000"):
+        versions_here(make_run(), {"GPU_ARCH": "h1000"}, local=False)
