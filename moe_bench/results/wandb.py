@@ -45,7 +45,7 @@ class WandbMirror:
 
         Args:
             run_dir: The run's directory; W&B's files go to `wandb/` in it.
-            environment: Read for WANDB_MODE, WANDB_PROJECT, WANDB_EXP_NAME, WANDB_ENTITY and COMMENT. The key stays
+            environment: Read for WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP and COMMENT. The key stays
                 where it is: the wandb client takes WANDB_API_KEY from the process's environment by itself.
             report: Takes the events, from the mirror's thread: `RunWriter.event`.
         """
@@ -67,12 +67,17 @@ class WandbMirror:
 
     def step(self, record: StepRecord) -> None:
         """Queue one step; returns at once."""
-        if self._thread is None or not self._thread.is_alive():
-            return
-        try:
-            self._waiting.put_nowait(metrics(record))
-        except queue.Full:
-            self._left_out += 1
+        self._put(metrics(record))
+
+    def event(self, event: Event) -> None:
+        """Queue the losses of an evaluation; other events are not mirrored."""
+        losses = event.fields.get("losses")
+        if event.event == "evaluation" and isinstance(losses, Mapping):
+            split = event.fields.get("split", "validation")
+            self._put(
+                {"step": event.fields.get("step")}
+                | {f"evaluation/{split}/{name}": value for name, value in losses.items()}
+            )
 
     def close(self, *, patience_s: float = 30.0) -> None:
         """Let W&B finish, for `patience_s` at most; what it has not sent by then stays in `wandb/` for `wandb sync`."""
@@ -93,6 +98,14 @@ class WandbMirror:
                 f"W&B was too slow: {self._left_out} steps are missing there, not in the record"
             )
 
+    def _put(self, figures: dict[str, object]) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            return
+        try:
+            self._waiting.put_nowait(figures)
+        except queue.Full:
+            self._left_out += 1
+
     @property
     def _sync_hint(self) -> str:
         return f"send the rest with: wandb sync {self._run_dir / 'wandb'}"
@@ -109,7 +122,9 @@ class WandbMirror:
         manifest = read_manifest(self._run_dir)
         self._run_dir.joinpath("wandb").mkdir(exist_ok=True)
         run = wandb.init(
-            project=self._environment.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            project=_flag(manifest, "--wandb-project")
+            or self._environment.get("WANDB_PROJECT")
+            or DEFAULT_PROJECT,
             entity=self._environment.get("WANDB_ENTITY") or None,
             name=experiment_name(manifest, self._environment),
             notes=self._environment.get("COMMENT") or None,
@@ -136,8 +151,8 @@ class WandbMirror:
 
 
 def experiment_name(manifest: Manifest, environment: Mapping[str, str]) -> str:
-    """WANDB_EXP_NAME, or the run's id, with the COMMENT appended where it is not part of it already."""
-    name = environment.get("WANDB_EXP_NAME") or manifest.run_id
+    """`--wandb-exp-name`, or the run's id, with the COMMENT appended where it is not part of it already."""
+    name = _flag(manifest, "--wandb-exp-name") or manifest.run_id
     comment = environment.get("COMMENT", "").strip()
     return name if not comment or comment in name else f"{name}-{comment}"
 
@@ -210,6 +225,11 @@ class _Reporting:
         if error is not None:
             self._report(error)
         return True
+
+
+def _flag(manifest: Manifest, name: str) -> str | None:
+    setting = manifest.args.get(name)
+    return setting.value if setting else None
 
 
 def _client() -> Any:
