@@ -104,8 +104,6 @@ class Prepared:
     manifest: dict[str, Any]
     already_there: bool
     """Nothing had to be done."""
-    resumed_documents: int
-    """Documents an earlier, interrupted run had stored."""
 
 
 def prepare(preparation: Preparation, watcher: Watcher) -> Prepared:
@@ -118,10 +116,9 @@ def prepare(preparation: Preparation, watcher: Watcher) -> Prepared:
         shutil.rmtree(preparation.partial, ignore_errors=True)
     existing = _existing(preparation, plan)
     if existing is not None:
-        return Prepared(manifest=existing, already_there=True, resumed_documents=0)
+        return Prepared(manifest=existing, already_there=True)
     store = PartialStore(preparation.partial, plan=plan, streams=_streams(preparation))
     with store:
-        resumed = store.progress.documents
         watcher.begin(store.progress)
         try:
             if not store.progress.complete:
@@ -132,7 +129,7 @@ def prepare(preparation: Preparation, watcher: Watcher) -> Prepared:
                 f"stopped; {store.committed_documents} documents are stored in {preparation.partial}: "
                 "run the same command to go on from there"
             ) from interrupt
-    return Prepared(manifest=manifest, already_there=False, resumed_documents=resumed)
+    return Prepared(manifest=manifest, already_there=False)
 
 
 def _check_eod(preparation: Preparation, tokenizer: Tokenizer) -> None:
