@@ -41,7 +41,7 @@ def train(args: Any, *, model_config: Callable[[Any], Any] = gpt_config_from_arg
     """Run Megatron's `pretrain` on `args`. Collective: every rank calls it."""
     now = time.time()
     set_startup_timestamps(program_start=now, main_entry=now)
-    datasets_provider.is_distributed = True
+    setattr(datasets_provider, "is_distributed", True)  # noqa: B010 - Megatron reads it from the function
     pretrain(
         pretrain_cfg_container_from_args(args, model_config(args)),
         datasets_provider,

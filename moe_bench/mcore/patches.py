@@ -6,7 +6,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,8 @@ class Patch:
 def _no_compile(original: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(original)
     def compile_helpers() -> None:
-        if importlib.util.find_spec("megatron.core.datasets.helpers_cpp") is None:
+        name = "megatron.core.datasets.helpers_cpp"
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
             original()
 
     return compile_helpers
@@ -57,20 +58,3 @@ COMPILED_HELPERS = Patch(
     reason="it runs make, which needs a Makefile that the wheel lacks; the wheel's helper is compiled already",
     remove_when="compile_helpers accepts a helper that is importable",
 )
-
-
-def argument(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a call gives to the parameter `name`, by name, so that other releases' orders do not matter.
-
-    None where this release has no such parameter, or the call leaves it to its default.
-    """
-    if name in kwargs:
-        return kwargs[name]
-    names = _parameters(function)
-    position = names.index(name) if name in names else len(args)
-    return args[position] if position < len(args) else None
-
-
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)

@@ -43,14 +43,10 @@ class Meters(Protocol):
 
 
 class Observer(Protocol):
-    """Who else wants the records: a mirror, a profiler, a test."""
+    """Who else wants the steps: a mirror, a test."""
 
     def step(self, record: StepRecord) -> None:
         """After a step has been written. Called on the writing rank."""
-        ...
-
-    def event(self, event: Event) -> None:
-        """After an event has been written."""
         ...
 
     def close(self) -> None:
@@ -133,10 +129,9 @@ class Recorder:
 
     def event(self, name: str, **fields: object) -> None:
         """Write an event of this rank."""
-        event = Event(event=name, time_unix_s=time.time(), rank=self._rank, fields=fields)
-        self._writer.event(event)
-        for observer in self._observers:
-            observer.event(event)
+        self._writer.event(
+            Event(event=name, time_unix_s=time.time(), rank=self._rank, fields=fields)
+        )
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
@@ -172,9 +167,9 @@ class Recorder:
         if self._rank == 0:
             outcome = "failed" if failed else "stopped" if self._stopping else "completed"
             self.event("end", outcome=outcome, step=self._step)
-        self._writer.close()
         for observer in self._observers:
             observer.close()
+        self._writer.close()
 
     def _hooks(self) -> tuple[tuple[str, Callable[[Any], Any], str], ...]:
         return (

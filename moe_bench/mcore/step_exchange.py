@@ -93,7 +93,9 @@ class StepExchange:
         return Exchanged(
             memory_gib=tuple(row[0] / GIB for row in ranks),
             stop_requested=any(row[1] for row in ranks),
-            gpus=tuple(_gpu(rank, row[2 : 2 + _GPU_SLOTS]) for rank, row in enumerate(ranks) if row[2]),
+            gpus=tuple(
+                _gpu(rank, row[2 : 2 + _GPU_SLOTS]) for rank, row in enumerate(ranks) if row[2]
+            ),
             timers_s=_maxima([row[2 + _GPU_SLOTS :] for row in ranks]),
             expert_load=tuple(
                 expert_load(index + 1, [round(count) for count in row[:-1]], round(row[-1]))

@@ -32,4 +32,6 @@ def megatron_version() -> str:
     """Of the Megatron-Core that `import megatron` finds, as it names itself."""
     from megatron.core.package_info import __version__  # noqa: PLC0415 - the embedding comes first
 
-    return str(__version__)
+    return str(__version__).partition("+")[
+        0
+    ]  # what follows is the commit of whatever repository it runs in

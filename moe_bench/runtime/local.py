@@ -154,8 +154,7 @@ def _log_path(run_dir: Path, rank: int) -> Path:
 def _report(context: RankContext, failure: object) -> int:
     """Say which rank failed first and how its log ends; keep it in the record."""
     failures = getattr(failure, "failures", {})
-    first = min(failures.values(), key=lambda each: each.timestamp)
-    rank = int(first.rank)
+    rank, first = min(failures.items(), key=lambda each: each[1].timestamp)
     how = f"signal {-first.exitcode}" if first.exitcode < 0 else f"exit code {first.exitcode}"
     message = f"rank {rank} failed first ({how})"
     if context.run_dir is not None:

@@ -68,9 +68,7 @@ class GpuMeters:
                 self._latest = GpuSample(
                     rank=self._rank,
                     power_w=pynvml.nvmlDeviceGetPowerUsage(device) / 1e3,
-                    sm_clock_mhz=float(
-                        pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)
-                    ),
+                    sm_clock_mhz=float(pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)),
                     utilization=pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100,
                     memory_used_gib=pynvml.nvmlDeviceGetMemoryInfo(device).used / GIB,
                 )

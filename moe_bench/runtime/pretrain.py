@@ -7,13 +7,19 @@ import logging
 import runpy
 import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moe_bench.errors import MoeBenchError
+from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
-from moe_bench.runtime.rank import RankContext, export, export_for_cpu, rank_context
+from moe_bench.runtime.rank import (
+    RankContext,
+    environment,
+    export,
+    export_for_cpu,
+    rank_context,
+)
 
 if TYPE_CHECKING:
     from moe_bench.mcore.cpu.embedding import Embedding
@@ -52,16 +58,9 @@ def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
         refuse(argv)
         export_for_cpu()
         embedding = install(local_world_size=context.local_world_size)
-    if context.megatron_path is not None:
-        sys.path.insert(0, str(context.megatron_path))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Apex|ransformer.?.ngine).*")
-        import megatron.training  # noqa: F401, PLC0415
+    from moe_bench.mcore.imports import import_megatron  # noqa: PLC0415
 
-        if context.megatron_path is None:
-            import moe_bench.mcore.entry  # noqa: F401, PLC0415
-        if embedding is not None:
-            import moe_bench.mcore.cpu.spec  # noqa: F401, PLC0415
+    import_megatron(checkout=context.megatron_path, on_cpu=embedding is not None)
     return embedding
 
 
@@ -119,13 +118,19 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
     assert context.run_dir is not None
     gauges = meters(context.rank, context.local_rank, on_cpu=embedding is not None)
     profiler: list[StepProfiler] = []
+    writer = RunWriter(context.run_dir, rank=context.rank)
+
+    def after_step(step: int) -> None:
+        for each in profiler:
+            each.after_step(step)
+
     recorder = Recorder(
-        RunWriter(context.run_dir, rank=context.rank),
+        writer,
         gauges,
         rank=context.rank,
         world_size=context.world_size,
-        observers=_observers(context),
-        after_step=lambda step: [p.after_step(step) for p in profiler],  # type: ignore[func-returns-value]
+        observers=_mirrors(context, writer),
+        after_step=after_step,
         facts={"device": _device_name(embedding)},
     )
     profiler.extend(_profilers(context, gauges, recorder))
@@ -138,10 +143,13 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
         gauges.close()
 
 
-def _observers(context: RankContext) -> tuple[Any, ...]:
-    """The W&B mirror, on the rank that writes the steps."""
-    del context
-    return ()
+def _mirrors(context: RankContext, writer: RunWriter) -> tuple[WandbMirror, ...]:
+    """W&B, from the rank that writes the steps, where the environment asks for it."""
+    assert context.run_dir is not None
+    asked = choose_mode(environment()) != "disabled"
+    if context.rank != context.world_size - 1 or not asked:
+        return ()
+    return (WandbMirror(context.run_dir, environment=environment(), report=writer.event),)
 
 
 def _profilers(context: RankContext, gauges: Any, recorder: Recorder) -> list[StepProfiler]:

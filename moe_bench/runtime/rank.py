@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def rank_context() -> RankContext:
         profile=_profile(os.environ.get("MOE_BENCH_PROFILE", "")),
         threads=threads_per_rank(local_world_size),
     )
+
+
+def environment() -> Mapping[str, str]:
+    """This process's variables, for those who must not read them on their own."""
+    return os.environ
 
 
 def export(context: RankContext) -> None:

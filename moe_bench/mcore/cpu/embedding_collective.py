@@ -59,13 +59,13 @@ def averaging_scatter(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def reduce_scatter_tensor(
         output: torch.Tensor,
-        input: torch.Tensor,  # noqa: A002 - torch's name
+        input: torch.Tensor,
         op: Any = dist.ReduceOp.SUM,
         group: Any = None,
         async_op: bool = False,
     ) -> Any:
         if op == dist.ReduceOp.AVG:
-            input, op = input / dist.get_world_size(group), dist.ReduceOp.SUM  # noqa: A001
+            input, op = input / dist.get_world_size(group), dist.ReduceOp.SUM
         return function(output, input, op=op, group=group, async_op=async_op)
 
     return reduce_scatter_tensor

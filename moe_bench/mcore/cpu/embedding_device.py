@@ -54,8 +54,7 @@ def factory(function: Callable[..., Any]) -> Callable[..., Any]:
         device = kwargs.get("device")
         if device is not None:
             kwargs["device"] = on_cpu(device)
-        if "pin_memory" in kwargs:
-            del kwargs["pin_memory"]
+        kwargs.pop("pin_memory", None)
         return function(*args, **kwargs)
 
     return create

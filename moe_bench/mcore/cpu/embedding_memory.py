@@ -28,7 +28,7 @@ def reset_peak(*_args: Any, **_kwargs: Any) -> None:
 
 
 def memory_stats(*_args: Any, **_kwargs: Any) -> dict[str, int]:
-    """torch's keys that Megatron reads, others 0."""
+    """The keys of torch that Megatron reads, others 0."""
     now, peak = resident_bytes(), peak_resident_bytes()
     stats: dict[str, int] = defaultdict(int)
     for kind in ("allocated_bytes", "reserved_bytes", "active_bytes"):
