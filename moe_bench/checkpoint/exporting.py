@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.families import family_of
-from moe_bench.checkpoint.importing import CARRIED, MANIFEST, write_whole
+from moe_bench.checkpoint.fingerprint import digest, tool
+from moe_bench.checkpoint.importing import CARRIED, LEDGER, MANIFEST, write_whole
 from moe_bench.checkpoint.mapping import LayerKeys, ModelMap, count_mtp, map_model
 from moe_bench.checkpoint.metadata import TensorEntry
 from moe_bench.checkpoint.safetensors import StoredTensor, build_header, read_header
@@ -47,6 +50,10 @@ class OutTensor:
     """The tensor whose bytes it has: itself, or what it is a copy of."""
     dtype: str
     shape: tuple[int, ...]
+
+    def describe(self) -> list[object]:
+        """Name, origin, type and shape, for an identity."""
+        return [self.name, self.origin, self.dtype, list(self.shape)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,8 +227,12 @@ def run_export(
 
     Raises CheckpointError; `out` then has no index and no config.json, so nothing takes it for a model.
     """
-    _prepare(plan, out)
     names = list(plan.files)
+    identity = _identity(plan)
+    if _finished(out, identity):
+        shutil.rmtree(out / LEDGER, ignore_errors=True)
+        return len(names)
+    _prepare(out, identity)
     todo = [name for name in names if not _whole(plan, out / name)]
     sizes = {n: sum(math.prod(t.shape) for t in plan.files[n]) for n in names}
 
@@ -235,29 +246,44 @@ def run_export(
     for position, _ in run_tasks(todo, start, processes=options.processes):
         done += sizes[todo[position]]
         on_progress(done, sum(sizes[name] for name in todo))
-    _commit(plan, out)
+    _commit(plan, out, identity)
     return len(names) - len(todo)
 
 
-_UNFINISHED = ".convert-export"
+def _identity(plan: ExportPlan) -> str:
+    """What the output depends on: the checkpoint's table of contents and the files asked for."""
+    contents = hashlib.sha256((plan.checkpoint.folder / ".metadata").read_bytes()).hexdigest()
+    files = {
+        name: [tensor.describe() for tensor in tensors] for name, tensors in plan.files.items()
+    }
+    return digest({"tool": tool(), "checkpoint": contents, "files": files})
 
 
-def _prepare(plan: ExportPlan, out: Path) -> None:
-    identity = f"{plan.checkpoint.folder.resolve()} {(plan.checkpoint.folder / '.metadata').stat().st_mtime_ns}"
-    marker = out / _UNFINISHED
+def _finished(out: Path, identity: str) -> bool:
+    if not (out / MANIFEST).is_file():
+        return False
+    if read_json(out / MANIFEST).get("plan") == identity:
+        return True
+    raise CheckpointError(
+        f"{out} already holds a whole export of another checkpoint; nothing was written"
+    )
+
+
+def _prepare(out: Path, identity: str) -> None:
+    ledger = out / LEDGER
     try:
-        if out.exists() and any(out.iterdir()) and not marker.exists():
+        if out.exists() and not ledger.is_dir() and any(out.iterdir()):
             raise CheckpointError(
                 f"{out} is not empty and not an unfinished export; nothing was written"
             )
-        out.mkdir(parents=True, exist_ok=True)
-        if marker.exists() and marker.read_text() != identity:
-            raise CheckpointError(
-                f"{out} holds an unfinished export of another checkpoint; remove it"
-            )
-        write_whole(marker, identity.encode())
+        ledger.mkdir(parents=True, exist_ok=True)
+        stated = ledger / "plan"
+        if not stated.exists():
+            write_whole(stated, identity.encode(), ledger)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
+    if stated.read_text() != identity:
+        raise CheckpointError(f"{out} holds an unfinished export of another checkpoint; remove it")
 
 
 def header_of(plan: ExportPlan, name: str) -> tuple[bytes, dict[str, int]]:
@@ -282,16 +308,26 @@ def _whole(plan: ExportPlan, path: Path) -> bool:
         raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
-def _commit(plan: ExportPlan, out: Path) -> None:
+def _commit(plan: ExportPlan, out: Path, identity: str) -> None:
+    """What makes the folder a model: the carried files, the index, config.json; the manifest last."""
+    scratch = out / LEDGER
     for path in carried_files(plan.config_folder):
-        if path.name not in (INDEX, "config.json"):
-            write_whole(out / path.name, path.read_bytes())
+        if path.name not in (INDEX, "config.json", MANIFEST):
+            write_whole(out / path.name, path.read_bytes(), scratch)
     if list(plan.files) != [SINGLE]:
         weight_map = {t.name: file for file, tensors in plan.files.items() for t in tensors}
         index = {"metadata": {"total_size": plan.num_bytes}, "weight_map": weight_map}
-        write_whole(out / INDEX, json.dumps(index, indent=2).encode())
-    write_whole(out / "config.json", _config(plan))
-    (out / _UNFINISHED).unlink()
+        write_whole(out / INDEX, json.dumps(index, indent=2).encode(), scratch)
+    write_whole(out / "config.json", _config(plan), scratch)
+    manifest = {
+        "tool": tool(),
+        "plan": identity,
+        "family": plan.model_map.family.name,
+        "checkpoint": plan.checkpoint.folder.name,
+        "files": [{"name": name, "size": file_size(plan, name)} for name in plan.files],
+    }
+    write_whole(out / MANIFEST, json.dumps(manifest, indent=1).encode(), scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _config(plan: ExportPlan) -> bytes:

@@ -20,7 +20,7 @@ def megatron_flags(family: Family, config: Mapping[str, Any]) -> list[str]:
     if family.per_layer_keys:
         kinds = [int(not family.is_dense(config, layer)) for layer in range(sizes.values["L"])]
         argv += ["--moe-layer-freq", f"({kinds})".replace(" ", "")]
-    return argv + _rope(config)
+    return [*argv, *_window(config), *_rope(config)]
 
 
 def _value(rule: str, config: Mapping[str, Any], number: Any) -> str | None:
@@ -34,6 +34,16 @@ def _value(rule: str, config: Mapping[str, Any], number: Any) -> str | None:
     if kind in "?!":
         return "" if bool(config.get(rest)) is (kind == "?") else None
     return str(number(rule)) if number(rule) else None
+
+
+def _window(config: Mapping[str, Any]) -> list[str]:
+    """Sliding windows on every other layer, the last of each pair being full (gpt-oss)."""
+    kinds, window = config.get("layer_types") or [], config.get("sliding_window")
+    if not window or "sliding_attention" not in kinds:
+        return []
+    if kinds != ["full_attention" if i % 2 else "sliding_attention" for i in range(len(kinds))]:
+        raise CheckpointError("config.json: layer_types is not alternately sliding and full; it has no Megatron flags here")
+    return ["--window-size", f"{window - 1},0", "--window-attn-skip-freq", "2"]
 
 
 def _rope(config: Mapping[str, Any]) -> list[str]:

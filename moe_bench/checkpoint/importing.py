@@ -100,6 +100,9 @@ def run_import(
     """
     started = time.monotonic()
     if _finished(plan, out):
+        shutil.rmtree(
+            out / LEDGER, ignore_errors=True
+        )  # a run killed just before its last act leaves it
         return ImportResult(
             units_written=0,
             units_reused=len(plan.units),
@@ -150,7 +153,7 @@ def _prepare(plan: Plan, out: Path) -> None:
         (out / RELEASE).mkdir(exist_ok=True)
         stated = ledger / "plan"
         if not stated.exists():
-            write_whole(stated, plan.hash.encode())
+            write_whole(stated, plan.hash.encode(), ledger)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
     if stated.read_text() != plan.hash:
@@ -221,7 +224,8 @@ def _write_units(
 
         def work(unit: Unit) -> None:
             crcs = writer.write(unit)
-            write_whole(out / LEDGER / f"unit-{unit.index}", json.dumps(crcs).encode())
+            ledger = out / LEDGER
+            write_whole(ledger / f"unit-{unit.index}", json.dumps(crcs).encode(), ledger)
 
         return work
 
@@ -250,22 +254,22 @@ def _check_copies(plan: Plan) -> None:
 
 def _commit(plan: Plan, out: Path) -> None:
     """Everything that makes the folder a checkpoint, the tracker last. Safe to repeat, alone or by several nodes."""
-    release = out / RELEASE
+    release, scratch = out / RELEASE, out / LEDGER
     crcs = [_ledger(out, unit) for unit in plan.units]
     common = object_stream(pickle.dumps([COMMON], protocol=2))
     empty = object_stream(pickle.dumps([None], protocol=2))
-    write_whole(release / OBJECTS, empty + common)
-    write_whole(release / "common.pt", object_stream(pickle.dumps(COMMON, protocol=2)))
-    write_whole(release / ".metadata", dump(_metadata(plan, len(empty), len(common))))
-    carried = _carry(plan, out / CARRIED)
+    write_whole(release / OBJECTS, empty + common, scratch)
+    write_whole(release / "common.pt", object_stream(pickle.dumps(COMMON, protocol=2)), scratch)
+    write_whole(release / ".metadata", dump(_metadata(plan, len(empty), len(common))), scratch)
+    carried = _carry(plan, out / CARRIED, scratch)
     if plan.scale_block:
-        write_scales(plan, out)
+        write_scales(plan, out, scratch)
     backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-    write_whole(release / "metadata.json", json.dumps(backend).encode())
-    write_whole(out / MANIFEST, _manifest(plan, crcs, carried))
+    write_whole(release / "metadata.json", json.dumps(backend).encode(), scratch)
+    write_whole(out / MANIFEST, _manifest(plan, crcs, carried), scratch)
     for folder in (release, out):
         _sync_folder(folder)
-    write_whole(out / TRACKER, RELEASE.encode())
+    write_whole(out / TRACKER, RELEASE.encode(), scratch)
     shutil.rmtree(out / LEDGER, ignore_errors=True)
 
 
@@ -287,13 +291,13 @@ def _metadata(plan: Plan, empty_bytes: int, common_bytes: int) -> Metadata:
     return Metadata(tensors, objects)
 
 
-def _carry(plan: Plan, folder: Path) -> dict[str, str]:
+def _carry(plan: Plan, folder: Path, scratch: Path) -> dict[str, str]:
     """Copy the small files verbatim; their SHA-256 by name."""
     folder.mkdir(exist_ok=True)
     digests = {}
     for path in plan.source.carried:
         data = path.read_bytes()
-        write_whole(folder / path.name, data)
+        write_whole(folder / path.name, data, scratch)
         digests[path.name] = hashlib.sha256(data).hexdigest()
     return digests
 
@@ -337,9 +341,9 @@ def _grouped(dtypes: Mapping[str, str]) -> dict[str, list[str]]:
     return grouped
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file so that it is whole or absent, even after a power failure."""
-    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+def write_whole(path: Path, data: bytes, scratch: Path) -> None:
+    """Write a small file so that it is whole or absent, even after a power failure; half of it may stay in `scratch`."""
+    temporary = scratch / f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

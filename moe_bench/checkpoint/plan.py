@@ -202,7 +202,7 @@ def _check_source(source: HfSource, model_map: ModelMap, block: tuple[int, int] 
     listed = ", ".join(f"{name!r} ({source.tensors[name].file.name})" for name in unread[:8])
     why = "FP8 scales of tensors that are not FP8: " if len(scales) == len(unread) else ""
     raise CheckpointError(
-        f"{len(unread)} tensors of the source have no place in family {model_map.family.name!r}: {why}{listed}"
+        f"{source.root}: {len(unread)} tensors have no place in family {model_map.family.name!r}: {why}{listed}"
         f"{', ...' if len(unread) > 8 else ''}; config.json does not match the weights, or the model is another one"
     )
 

@@ -11,13 +11,13 @@ from moe_bench.checkpoint.safetensors import build_header
 SCALES = "hf_fp8_scales.safetensors"
 
 
-def write_scales(plan: Plan, out: Path) -> None:
+def write_scales(plan: Plan, out: Path, scratch: Path) -> None:
     """Copy every `*_scale_inv` of the source verbatim into one file."""
     tensors = plan.source.tensors
     used = [name + "_scale_inv" for name in plan.model_map.hf_shapes]
     names = [name for name in used if name in tensors]
     header, _ = build_header([(n, tensors[n].dtype, tensors[n].shape) for n in names])
-    temporary = out / f"{SCALES}.{os.getpid()}.tmp"
+    temporary = scratch / f"{SCALES}.{os.uname().nodename}.{os.getpid()}.tmp"
     with temporary.open("wb") as file:
         file.write(header)
         for name in names:

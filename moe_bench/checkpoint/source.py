@@ -72,7 +72,11 @@ def open_hf(path: Path) -> HfSource:
 def carried_files(folder: Path) -> tuple[Path, ...]:
     """Configuration, tokenizer and code files of a model folder, sorted by name."""
     return tuple(
-        sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in CARRIED_SUFFIXES)
+        sorted(
+            p
+            for p in folder.iterdir()
+            if p.is_file() and p.suffix in CARRIED_SUFFIXES and p.name != "moe_bench_manifest.json"
+        )
     )
 
 

@@ -43,7 +43,7 @@ def run_case(case: dict) -> None:
             try:
                 run_rank(case, rank, port)
                 code = 0
-            except BaseException:
+            except (Exception, SystemExit):  # noqa: BLE001 - a forked rank must not return into the parent's loop
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
@@ -51,7 +51,7 @@ def run_case(case: dict) -> None:
                 os._exit(code)
         children.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    print(f"CASE {case['name']} exit codes {codes}", flush=True)
+    Path(case["out"] + ".codes").write_text(json.dumps(codes))
 
 
 def run_rank(case: dict, rank: int, port: int) -> None:

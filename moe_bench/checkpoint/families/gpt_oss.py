@@ -17,7 +17,11 @@ from moe_bench.checkpoint.families.blocks import (
 from moe_bench.checkpoint.family import Family, Part, Row, View, one
 
 _GATE, _UP = View(transpose=True, start=0, step=2), View(transpose=True, start=1, step=2)
-_FLAGS = {flag: rule for flag, rule in COMMON_FLAGS.items() if flag not in ("--disable-bias-linear", "--swiglu")}
+_FLAGS = {
+    flag: rule
+    for flag, rule in COMMON_FLAGS.items()
+    if flag not in ("--disable-bias-linear", "--swiglu")
+}
 
 GPT_OSS = Family(
     name="gpt_oss",

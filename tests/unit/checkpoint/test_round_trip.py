@@ -69,9 +69,7 @@ def test_any_dialect_comes_back(dialect: str, tmp_path: Path) -> None:
 
 def test_both_dialects_name_the_same_bytes(tmp_path: Path) -> None:
     hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
-    one, both = (
-        open_torch_dist(import_model(hf, tmp_path / d, dialect=d)) for d in ("te", "both")
-    )
+    one, both = (open_torch_dist(import_model(hf, tmp_path / d, dialect=d)) for d in ("te", "both"))
     te = both.tensors["decoder.layers.pre_mlp_layernorm.weight"]
     assert both.tensors["decoder.layers.mlp.linear_fc1.layer_norm_weight"] == te
     size = [sum(p.stat().st_size for p in c.folder.glob("__[0-9]*")) for c in (one, both)]
@@ -108,18 +106,21 @@ def test_interleaved_experts_of_gpt_oss_become_gate_then_up(tmp_path: Path) -> N
     assert np.array_equal(found[20:], fused[:, 1::2].T)
 
 
-class TestFp8:
-    CONFIG = {
-        **hf_models.DEEPSEEK_V3,
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 8]},
-    }
+FP8 = {
+    **hf_models.DEEPSEEK_V3,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 8]},
+}
 
+
+class TestFp8:
     @pytest.fixture
     def hf(self, tmp_path: Path) -> Path:
-        tensors = hf_models.quantize(hf_models.random_tensors(self.CONFIG), 8)
-        return hf_models.write_model(tmp_path / "hf", self.CONFIG, tensors)
+        tensors = hf_models.quantize(hf_models.random_tensors(FP8), 8)
+        return hf_models.write_model(tmp_path / "hf", FP8, tensors)
 
-    def test_a_block_is_its_codes_times_its_scale_rounded_once(self, hf: Path, tmp_path: Path) -> None:
+    def test_a_block_is_its_codes_times_its_scale_rounded_once(
+        self, hf: Path, tmp_path: Path
+    ) -> None:
         megatron = import_model(hf, tmp_path / "megatron")
         name = "model.layers.0.mlp.down_proj.weight"
         codes = np.frombuffer(contents(hf)[name][2], np.uint8).reshape(24, 36)
@@ -150,7 +151,9 @@ def test_the_expert_bias_stays_float32_and_a_bfloat16_one_is_widened(tmp_path: P
     tensors[name] = ("BF16", to_bfloat16(tensors[name][1].view(np.float32)))
     hf = hf_models.write_model(tmp_path / "hf", hf_models.DEEPSEEK_V3, tensors)
     megatron = import_model(hf, tmp_path / "megatron")
-    assert open_torch_dist(megatron).tensors["decoder.layers.3.mlp.router.expert_bias"].dtype == "F32"
+    assert (
+        open_torch_dist(megatron).tensors["decoder.layers.3.mlp.router.expert_bias"].dtype == "F32"
+    )
     assert contents(export_model(megatron, tmp_path / "back")) == contents(hf)
 
 
@@ -179,7 +182,9 @@ def test_a_hub_cache_entry_and_a_single_file_are_sources(tmp_path: Path) -> None
 def test_the_manifest_names_sources_checksums_and_tool(tmp_path: Path) -> None:
     hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
     manifest = json.loads((import_model(hf, tmp_path / "megatron") / MANIFEST).read_bytes())
-    assert [s["name"] for s in manifest["sources"]] == [p.name for p in sorted(hf.glob("*.safetensors"))]
+    assert [s["name"] for s in manifest["sources"]] == [
+        p.name for p in sorted(hf.glob("*.safetensors"))
+    ]
     assert manifest["tool"]["name"] == "moe_bench convert"
     tokenizer = hashlib.sha256((hf / "tokenizer.json").read_bytes()).hexdigest()
     assert manifest["carried_sha256"]["tokenizer.json"] == tokenizer

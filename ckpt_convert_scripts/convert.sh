@@ -1,0 +1,12 @@
+# Sourced by the scripts of each family. Environment: MODEL (a preset's name), SOURCE_CKPT_PATH (Hugging Face),
+# TARGET_CKPT_PATH (torch_dist, ready for --load), and what `convert import --help` lists, as arguments.
+# MEGATRON_PATH is accepted and not needed: no model is built.
+WORKSPACE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+export WORKSPACE
+# shellcheck source=moe_bench/bootstrap.sh
+source "$WORKSPACE/moe_bench/bootstrap.sh"
+: "${SOURCE_CKPT_PATH:?is not set: the folder of the Hugging Face model}"
+: "${TARGET_CKPT_PATH:?is not set: the folder to write the torch_dist checkpoint to}"
+bootstrap train
+exec "$PYTHON" -m moe_bench convert import "$SOURCE_CKPT_PATH" "$TARGET_CKPT_PATH" \
+  --preset "$WORKSPACE/model_configs/benchmarking/$MODEL.yaml" "$@"

@@ -1,0 +1,180 @@
+"""Converted models under Megatron give transformers' own logits, in every layout and both key dialects.
+
+One process makes the models with transformers; one imports Megatron and forks the ranks of every case. Weights are NaN
+before loading, loading is strict about missing keys, and the bound is 5e-6 in float32 on logits of about 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_bench.checkpoint.families import family_of
+from moe_bench.checkpoint.flags import megatron_flags
+from moe_bench.checkpoint.importing import ImportOptions, run_import
+from moe_bench.checkpoint.plan import plan_import
+
+HERE = Path(__file__).parent
+BOUND = 5e-6
+
+LAYOUTS: dict[str, tuple[int, str]] = {
+    "one rank": (1, ""),
+    "TP2": (2, "--tensor-model-parallel-size 2 --sequence-parallel"),
+    "PP2 uneven": (2, "--pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 2"),
+    "VPP2": (
+        2,
+        "--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|t|tt|tL",
+    ),
+    "EP4, one expert a rank": (4, "--expert-model-parallel-size 4"),
+    "ETP2": (2, "--tensor-model-parallel-size 2 --expert-tensor-parallel-size 2 --sequence-parallel"),
+    "CP2": (2, "--context-parallel-size 2"),
+}
+FAMILIES = ("mixtral", "qwen3", "qwen2", "dsv2lite", "dsv2", "dsv3", "moonlight", "glm", "gpt_oss")
+MATRIX = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
+QUICK = [case for i, case in enumerate(MATRIX) if i % 6 == 0]
+"""Every family and, since 6 and 7 have no common divisor, every layout."""
+
+SPELLED = """
+    --transformer-impl local --distributed-backend gloo --use-cpu-initialization --no-persist-layer-norm
+    --no-gradient-accumulation-fusion --no-masked-softmax-fusion --no-rope-fusion --no-bias-swiglu-fusion
+    --no-bias-dropout-fusion --attention-backend unfused --micro-batch-size 1 --global-batch-size 8 --train-iters 1
+    --seq-length 16 --lr 1e-3 --mock-data --tokenizer-type NullTokenizer --finetune --no-load-optim --no-load-rng
+    --ckpt-format torch_dist --exit-on-missing-checkpoint --moe-token-dispatcher-type alltoall --eval-iters 0
+    --make-vocab-size-divisible-by 128
+""".split()
+
+
+@dataclass
+class Case:
+    family: str
+    layout: str = "one rank"
+    dialect: str = "te"
+    layer_keys: str = "auto"
+    spec: str = "cpu"
+    strictness: str = "assume_ok_unexpected"
+    without_phantom_norm: bool = True
+    more: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, vars(self).values())).replace(" ", "_").replace("/", "_")
+
+
+TRAPS = {
+    "local keys, local spec": Case("qwen3", dialect="local", spec="local", strictness="raise_all"),
+    "both keys, local spec": Case("qwen3", dialect="both", spec="local"),
+    "TE keys, local spec": Case("qwen3", dialect="te", spec="local"),
+    "per-layer keys, list": Case("mixtral", layer_keys="per-layer", more=["--moe-layer-freq", "[1]*5"]),
+    "stacked keys, list": Case("mixtral", layer_keys="stacked", more=["--moe-layer-freq", "[1]*5"]),
+    "phantom norm": Case("dsv2lite", without_phantom_norm=False),
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and logits, made by transformers."""
+    out = tmp_path_factory.mktemp("models")
+    command = [sys.executable, "-W", "ignore", str(HERE / "make_hf_models.py"), str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    return out
+
+
+def spelled(case: Case, models: Path, folder: Path) -> dict[str, Any]:
+    """One entry of the rank program's list; imports the model on the way."""
+    config = json.loads((models / case.family / "config.json").read_text())
+    checkpoint = folder / f"{case.family}-{case.dialect}-{case.layer_keys}"
+    plan = plan_import(models / case.family, dialect=case.dialect, layer_keys=case.layer_keys)
+    run_import(plan, checkpoint, ImportOptions())
+    world_size, layout = LAYOUTS[case.layout]
+    argv = [*megatron_flags(family_of(config), config), *SPELLED, *layout.split(), *case.more]
+    argv += ["--vocab-size", str(config["vocab_size"]), "--load", str(checkpoint)]
+    return {
+        "world_size": world_size,
+        "argv": [*argv, "--dist-ckpt-strictness", case.strictness],
+        "tokens": str(models / f"{case.family}.tokens.pt"),
+        "out": str(folder / f"{case.name}.pt"),
+        "spec": case.spec,
+        "without_phantom_norm": case.without_phantom_norm and not config.get("q_lora_rank"),
+    }
+
+
+def run_cases(cases: list[Case], models: Path, folder: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Logits by case name (absent where Megatron refused), and what the ranks said."""
+    listed = [spelled(case, models, folder) for case in cases]
+    (folder / "cases.json").write_text(json.dumps(listed))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(HERE / "checkpoint_ranks.py"), str(folder / "cases.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    found = {
+        case.name: torch.load(entry["out"], weights_only=True)
+        for case, entry in zip(cases, listed, strict=True)
+        if Path(entry["out"]).exists()
+    }
+    return found, done.stdout + done.stderr
+
+
+def distance(found: torch.Tensor, models: Path, family: str) -> float:
+    reference = torch.load(models / f"{family}.logits.pt", weights_only=True)
+    assert found.shape == reference.shape
+    return float((found - reference).abs().max())
+
+
+@pytest.fixture(scope="session")
+def quick(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], str]:
+    cases = [Case(family, layout) for family, layout in QUICK] + list(TRAPS.values())
+    return run_cases(cases, models, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize(("family", "layout"), QUICK)
+def test_logits_are_those_of_transformers(family: str, layout: str, quick, models: Path) -> None:
+    found, log = quick
+    name = Case(family, layout).name
+    assert name in found, log[-3000:]
+    assert distance(found[name], models, family) <= BOUND
+
+
+@pytest.mark.ranks(1)
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize(
+    "trap", ["local keys, local spec", "both keys, local spec", "per-layer keys, list"]
+)
+def test_keys_that_fit_the_training_configuration_load(trap: str, quick, models: Path) -> None:
+    found, log = quick
+    assert TRAPS[trap].name in found, log[-3000:]
+    assert distance(found[TRAPS[trap].name], models, TRAPS[trap].family) <= BOUND
+
+
+@pytest.mark.ranks(1)
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("trap", ["TE keys, local spec", "stacked keys, list", "phantom norm"])
+def test_keys_that_do_not_fit_are_refused_by_megatron(trap: str, quick) -> None:
+    found, _ = quick
+    assert TRAPS[trap].name not in found
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4)
+@pytest.mark.timeout(1600)
+def test_the_whole_matrix(models: Path, tmp_path: Path) -> None:
+    cases = [Case(family, layout) for family, layout in MATRIX]
+    found, log = run_cases(cases, models, tmp_path)
+    missing = [case.name for case in cases if case.name not in found]
+    assert not missing, log[-3000:]
+    distances = {case.name: distance(found[case.name], models, case.family) for case in cases}
+    print(json.dumps(distances, indent=1))
+    assert max(distances.values()) <= BOUND
