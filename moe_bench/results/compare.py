@@ -147,12 +147,13 @@ def _obstacles(
             f"another routing mode: {other.routing_mode} against {first.routing_mode}, "
             "which are different workloads"
         )
-    for flag in WORK_FLAGS:
-        here, there = first_manifest.args.get(flag), manifest.args.get(flag)
-        if (here and here.value) != (there and there.value):
-            yield (
-                f"another amount of work for a token: {flag} {_shown(there)} against {_shown(here)}"
-            )
+    unlike = [
+        f"{flag} {_shown(manifest.args.get(flag))} against {_shown(first_manifest.args.get(flag))}"
+        for flag in WORK_FLAGS
+        if _shown(manifest.args.get(flag)) != _shown(first_manifest.args.get(flag))
+    ]
+    if unlike and other.model == first.model:
+        yield f"another amount of work for a token: {', '.join(unlike)}"
     if not (first.steady and other.steady):
         yield "a run has no steps beyond its warm-up"
 

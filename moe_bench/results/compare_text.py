@@ -44,20 +44,21 @@ def letter(index: int) -> str:
 def verdicts(comparison: Comparison) -> Iterator[str]:
     """One sentence for each run after the first, and the reasons where it is not ranked."""
     for index in range(1, len(comparison.summaries)):
-        reasons = comparison.not_ranked_because[index]
-        found = comparison.tokens_per_s[index]
-        name = letter(index)
-        if found is None:
-            yield f"{name} against A: nothing to compare, a run made no step"
-        elif reasons:
-            yield f"{name} against A: NOT RANKED ({_ratio(found)} tokens/s, of different workloads)"
-        elif found.conclusive:
-            word = "faster" if found.ratio > 1 else "slower"
-            yield f"{name} is {word} than A: {_ratio(found)} tokens/s"
-        else:
-            yield f"{name} against A: no difference beyond the noise, {_ratio(found)} tokens/s"
-        yield from (f"  - {reason}" for reason in reasons)
-    yield f"({RATIO_RULE})"
+        yield f"{letter(index)} against A: {_verdict(comparison, index)}"
+    yield f"Bounds: {RATIO_RULE}."
+
+
+def _verdict(comparison: Comparison, index: int) -> str:
+    reasons = comparison.not_ranked_because[index]
+    found = comparison.tokens_per_s[index]
+    if found is None:
+        return "nothing to compare, a run made no step"
+    figure = f"{_ratio(found)} tokens/s"
+    if reasons:
+        return f"NOT RANKED, different workloads: {'; '.join(reasons)} ({figure})"
+    if found.conclusive:
+        return f"{'faster' if found.ratio > 1 else 'slower'}, {figure}"
+    return f"no difference beyond the noise, {figure}"
 
 
 def _ratio(found: Ratio) -> str:

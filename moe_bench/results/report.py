@@ -153,9 +153,7 @@ def _cards(summary: Summary) -> Iterator[Card]:
             label="Compute",
             value=format_number(summary.tflops_per_gpu.median, 3),
             unit="TFLOP/s/GPU",
-            detail=f"formula {summary.flop_formula}"
-            if summary.flop_formula
-            else "formula not recorded",
+            detail="formula: see details" if summary.flop_formula else "formula not recorded",
         )
     course = summary.losses.get(LM_LOSS)
     if course:

@@ -106,6 +106,8 @@ def test_the_filter_of_the_configuration_hides_what_does_not_match(
 ) -> None:
     visit = Visit(browser, write_page(tmp_path, write_run(tmp_path / "a", num_steps=2)))
     rows = visit.page.locator("table.filtered tbody tr:visible")
+    assert rows.count() == 0
+    visit.page.locator("summary", has_text="resolved values").click()
     assert rows.count() == 8
     visit.page.locator("input[type=search]").fill("num-exp")
     assert rows.all_inner_texts() == [

@@ -147,7 +147,7 @@ def test_compare_ranks_equal_workloads_with_bounds(tmp_path: Path) -> None:
     assert ratio.bounds is not None
     assert ratio.ratio == pytest.approx(1.25)
     assert ratio.bounds[0] < 1.25 < ratio.bounds[1]
-    assert next(verdicts(comparison)).startswith("B is faster than A: 1.250x")
+    assert next(verdicts(comparison)).startswith("B against A: faster, 1.250x")
 
 
 def test_a_run_compared_with_itself_is_not_faster(tmp_path: Path) -> None:
