@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.transformer.utils import (
     ensure_metadata_has_dp_cp_group,
     make_sharded_tensors_for_checkpoint,
 )
-from megatron.core.utils import get_tensor_model_parallel_group_if_none
 
 type Offsets = tuple[tuple[int, int, int], ...]
 """Megatron's prepended sharding: (axis, position, number of parts) of each outer axis, such as the layer."""
@@ -31,6 +31,6 @@ def sharded_parameters(
         prefix,
         dict(axes or {}),
         offsets,
-        tp_group=get_tensor_model_parallel_group_if_none(tp_group),
+        tp_group=tp_group or parallel_state.get_tensor_model_parallel_group(),
         dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
     )
