@@ -39,7 +39,12 @@ class WandbMirror:
     """Sends each step to W&B. Every failure becomes one `warning` event; nothing is ever raised."""
 
     def __init__(
-        self, run_dir: Path, *, environment: Mapping[str, str], report: Callable[[Event], None]
+        self,
+        run_dir: Path,
+        *,
+        environment: Mapping[str, str],
+        report: Callable[[Event], None],
+        rank: int = 0,
     ) -> None:
         """Start mirroring `run_dir`.
 
@@ -48,11 +53,13 @@ class WandbMirror:
             environment: Read for WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP and COMMENT. The key stays
                 where it is: the wandb client takes WANDB_API_KEY from the process's environment by itself.
             report: Takes the events, from the mirror's thread: `RunWriter.event`.
+            rank: Whose mirror this is, for its events.
         """
         self.mode = choose_mode(environment)
         self._run_dir = run_dir
         self._environment = environment
         self._report = report
+        self._rank = rank
         self._secrets = tuple(
             value
             for name, value in environment.items()
@@ -147,7 +154,8 @@ class WandbMirror:
         self._say("warning", message=_without(message, self._secrets))
 
     def _say(self, name: str, **fields: object) -> None:
-        self._report(Event(event=name, time_unix_s=time.time(), fields=fields))
+        event = Event(event=name, time_unix_s=time.time(), rank=self._rank, fields=fields)
+        self._report(event)
 
 
 def experiment_name(manifest: Manifest, environment: Mapping[str, str]) -> str:

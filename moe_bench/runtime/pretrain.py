@@ -71,7 +71,7 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
     from moe_bench.mcore.patches import COMPILED_HELPERS  # noqa: PLC0415
 
     torch.set_num_threads(context.threads)
-    sys.argv = ["pretrain_gpt.py", *argv, *_profiling_flags(context, argv)]
+    sys.argv = ["pretrain_gpt.py", *_without_wandb(context, argv), *_profiling_flags(context, argv)]
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(_recorder(context, embedding)) if context.run_dir else None
         stack.enter_context(COMPILED_HELPERS.applied())
@@ -141,6 +141,19 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
                 each.finish()
     finally:
         gauges.close()
+
+
+def _without_wandb(context: RankContext, argv: Sequence[str]) -> list[str]:
+    """The flags less those that make Megatron start W&B itself: on a recorded run the mirror takes them from run.json.
+
+    Megatron's own writer (megatron/training/global_vars.py _set_wandb_writer, 0.19.2) waits for the network before
+    the first step, and ends the training when it fails.
+    """
+    kept = list(argv)
+    for name in ("--wandb-project", "--wandb-exp-name", "--wandb-save-dir", "--wandb-entity"):
+        for position in reversed([i for i, word in enumerate(kept) if word.split("=")[0] == name]):
+            del kept[position : position + (1 if "=" in kept[position] else 2)]
+    return kept if context.run_dir else list(argv)
 
 
 def _mirrors(context: RankContext, writer: RunWriter) -> tuple[WandbMirror, ...]:
