@@ -97,7 +97,8 @@ def rendered(extractions: list[Extraction]) -> str:
         variants.items(), key=lambda row: (json.loads(row[0])["options"][0], min(row[1]), row[0])
     )
     body = ",\n".join(
-        f'{{"in":{sorted(where)},"spec":{key}}}'.replace(", ", ",") for key, where in rows
+        f'{{"in":{json.dumps(sorted(where), separators=(",", ":"))},"spec":{key}}}'
+        for key, where in rows
     )
     return f'{{"lines":{json.dumps(lines)},\n"sources":{json.dumps(sources)},\n"flags":[\n{body}\n]}}\n'
 

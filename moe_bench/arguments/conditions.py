@@ -195,7 +195,7 @@ def _any(decided: Any) -> bool | None:
     return None if None in answers else False
 
 
-def _test(condition: Condition, words: tuple[str, ...], facts: Facts, *, is_said: bool) -> bool:
+def _test(condition: Condition, words: tuple[str, ...], facts: Facts, *, is_said: bool) -> bool:  # noqa: PLR0911 - one return a comparison
     match condition:
         case Condition(is_=True | "on"):
             return words == ("true",)

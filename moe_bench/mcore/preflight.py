@@ -114,6 +114,10 @@ def assumed(*, transformer_engine: str, compute: tuple[int, int]) -> Iterator[No
     version = Version(transformer_engine)
     with contextlib.ExitStack() as stack:
         if not transformer_engine_is_here():
+            if hasattr(
+                utils, "_te_version"
+            ):  # what get_te_version keeps, under whichever name it was imported
+                stack.enter_context(_replaced(utils, "_te_version", version))
             stack.enter_context(_replaced(utils, "get_te_version", lambda: version))
             if version.release[:2] >= _ADAM_SINCE:
                 stack.enter_context(_fused_adam())
@@ -198,7 +202,9 @@ def _has_containers() -> bool:
     return importlib.util.find_spec("megatron.training.argument_utils") is not None
 
 
-def _accepted(configured: tuple[Any, Any], caught: Sequence[warnings.WarningMessage]) -> Accepted:
+def _accepted(
+    configured: tuple[Any, Any], caught: Sequence[warnings.WarningMessage]
+) -> Accepted | Refusal:
     from megatron.core.num_microbatches_calculator import get_num_microbatches  # noqa: PLC0415 - the embedding comes first
 
     args, config = configured

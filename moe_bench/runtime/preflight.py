@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +68,19 @@ def prepare(megatron_path: Path | None) -> tuple[str, str]:
     return said, load()
 
 
-def ask(run: ResolvedRun, schema: FlagSchema, target: Target, world_size: int) -> Verdict:
-    """Ask Megatron about the first, a middle and the last rank. `prepare` must have been called."""
+def ask(
+    run: ResolvedRun,
+    schema: FlagSchema,
+    target: Target,
+    world_size: int,
+    ranks: Sequence[int] = (),
+) -> Verdict:
+    """Ask Megatron about these ranks, or the first, a middle and the last. `prepare` must have been called."""
     started = time.perf_counter()
     argv = emit.argv(run)
     answer: Accepted | Refusal | None = None
     rank = 0
-    for rank in sorted({0, world_size // 2, world_size - 1}):
+    for rank in ranks or sorted({0, world_size // 2, world_size - 1}):
         variables = {name: setting.value for name, setting in run.env.items()}
         job = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
         with (

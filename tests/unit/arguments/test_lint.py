@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from moe_bench.arguments import schema
+from moe_bench.arguments.conditions import flags_in, matches
 from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.lint import Rule, all_rules, builtin_rules, lint, versions_here
 from moe_bench.errors import ConfigError
@@ -41,8 +42,6 @@ def test_the_base_run_of_the_cases_is_clean_in_every_release() -> None:
 
 
 def test_every_flag_a_rule_names_exists_in_some_release_it_covers() -> None:
-    from moe_bench.arguments.conditions import flags_in, matches
-
     for rule in RULES.values():
         lines = [line for line in schema.release_lines() if matches(line, rule.megatron)]
         for flag in flags_in(rule.when):
@@ -118,7 +117,7 @@ def test_users_add_rules_and_replace_one_of_the_same_name(tmp_path: Path) -> Non
 def test_a_malformed_rule_is_refused_with_its_file(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="bad.yaml") as refused:
+    with pytest.raises(ConfigError, match=r"bad\.yaml") as refused:
         all_rules(tmp_path, more=str(path))
     assert said in str(refused.value)
 
