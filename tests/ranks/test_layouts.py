@@ -2,8 +2,8 @@
 
 All start from the same torch_dist checkpoint and read the same batches. What differs is the order of sums: a reduction
 over ranks adds partial sums in another order than one rank does, which moves fp32 results by some 1e-7 a step; over 20
-steps of Adam the largest differences seen are 3e-7 in the loss and 6e-6 in the gradient norm (under tensor parallelism,
-which splits the most sums). The bounds are the goal of 1e-5 and a tighter one for the loss.
+steps of Adam the largest differences seen are 1.2e-7 in the loss (one unit in the last place) and 3.7e-7 in the gradient
+norm (under tensor parallelism, which splits the most sums). The bounds leave room for other processors' kernels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.support.training import (
 
 MODELS = {"qwen3": QWEN3_LIKE, "deepseek": DEEPSEEK_LIKE}
 STEPS = 20
-LOSS_BOUND = 2e-6
-GRAD_NORM_BOUND = 1e-5
+LOSS_BOUND = 1e-6
+GRAD_NORM_BOUND = 2e-6
 
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 PP2 = "--pipeline-model-parallel-size 2"
