@@ -127,6 +127,11 @@ class Recorder:
         """True once the first step has begun."""
         return self._clock.began_s is not None
 
+    @property
+    def stopped_early(self) -> bool:
+        """True when all ranks agreed to end on a signal and steps were left."""
+        return self._stopping and self._step < int(_megatron_args().train_iters)
+
     def event(self, name: str, **fields: object) -> None:
         """Write an event of this rank."""
         self._writer.event(

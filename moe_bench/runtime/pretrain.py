@@ -8,11 +8,13 @@ import runpy
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_bench.errors import MoeBenchError
 from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
+from moe_bench.runtime import resume
 from moe_bench.runtime.rank import (
     RankContext,
     environment,
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXIT_STEPS_LEFT = 75
+"""A signal ended training between two steps, after a checkpoint where --save is set (EX_TEMPFAIL of sysexits.h)."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Prepare this process and train. Returns the exit code; a user's error is said without a traceback."""
@@ -39,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
     except MoeBenchError as error:
         log.error("%s", error)
         return error.exit_code
-    train(context, argv, embedding)
-    return 0
+    return train(context, argv, embedding)
 
 
 def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
@@ -64,8 +68,11 @@ def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
     return embedding
 
 
-def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> None:
-    """Run Megatron's training on this rank, recorded when the run has a directory."""
+def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> int:
+    """Run Megatron's training on this rank, recorded when the run has a directory.
+
+    Returns 0, or EXIT_STEPS_LEFT when a signal ended it with steps left.
+    """
     import torch  # noqa: PLC0415
 
     from moe_bench.mcore.patches import COMPILED_HELPERS  # noqa: PLC0415
@@ -80,16 +87,45 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
         if recorder is not None:
             stack.enter_context(recorder.hooks())
             stack.enter_context(_graceful_stop(recorder))
+            sys.argv = _going_on(context, sys.argv, recorder)
         _run_megatron(context)
+    return EXIT_STEPS_LEFT if recorder is not None and recorder.stopped_early else 0
+
+
+def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list[str]:
+    """`argv`, loading the run's own newest whole checkpoint when it has one: the run was stopped and starts again.
+
+    Raises CheckpointError when it has checkpoints and none is whole.
+    """
+    assert context.run_dir is not None
+    checkpoints = Path(_flag(argv, "--save", str(context.run_dir / "checkpoints")))
+    if not checkpoints.absolute().is_relative_to(context.run_dir.absolute()):
+        return argv  # a folder that other runs may share is loaded only when --load says so
+    found = resume.find(checkpoints)
+    if found is None:
+        return argv
+    if context.rank == 0:
+        resume.point_tracker(checkpoints, found.step)
+        for reason in found.passed_over:
+            recorder.event("warning", message=f"damaged checkpoint passed over: {reason}")
+            sys.stdout.write(f"moe_bench: damaged checkpoint passed over: {reason}\n")
+        sys.stdout.write(f"moe_bench: going on after step {found.step} of {found.checkpoint}\n")
+    return resume.continued(argv, checkpoints)
 
 
 def _run_megatron(context: RankContext) -> None:
-    if context.megatron_path is not None:
-        runpy.run_path(str(context.megatron_path / "pretrain_gpt.py"), run_name="__main__")
-        return
-    from moe_bench.mcore import entry  # noqa: PLC0415
+    try:
+        if context.megatron_path is not None:
+            runpy.run_path(str(context.megatron_path / "pretrain_gpt.py"), run_name="__main__")
+            return
+        from moe_bench.mcore import entry  # noqa: PLC0415
 
-    entry.train(entry.parse())
+        entry.train(entry.parse())
+    except (
+        SystemExit
+    ) as leaving:  # Megatron's way out after a signal, --exit-interval or --exit-duration-in-mins
+        if leaving.code:
+            raise
 
 
 def _announce(
