@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moe_bench.arguments.findings import Finding
     from moe_bench.arguments.lint import Rule
     from moe_bench.config.gather import Request
+    from moe_bench.config.run import ResolvedRun
 
 
 @click.command(
@@ -41,7 +42,9 @@ def command(words: tuple[str, ...], *, only_rules: bool, here: bool) -> None:
         return
     environment = {**({} if here else {"CLUSTER": "local"}), **request.environment}
     asked = replace(request, environment={**environment, **({"MODEL": model} if model else {})})
-    findings = _found(asked)
+    run, findings = _found(asked)
+    for one in run.substitutions:
+        print(f"note    left-out: {one.asked} -> {one.used}: {one.reason}")
     for finding in findings:
         print(_shown(finding))
     counts = {
@@ -51,8 +54,8 @@ def command(words: tuple[str, ...], *, only_rules: bool, here: bool) -> None:
     sys.exit(2 if counts["error"] else 0)
 
 
-def _found(request: Request) -> list[Finding]:
-    """Raises MoeBenchError, which lists every error of its stage, where the run cannot even be resolved."""
+def _found(request: Request) -> tuple[ResolvedRun, list[Finding]]:
+    """The run and what is found. Raises MoeBenchError, which lists every error of its stage, where the run cannot even be resolved."""
     from moe_bench.arguments.flags import Flags
     from moe_bench.arguments.lint import all_rules, lint, versions_here
     from moe_bench.arguments.resolve import Identity, resolve_run
@@ -65,7 +68,7 @@ def _found(request: Request) -> list[Finding]:
     known = Flags.of_release(run.knobs).known
     rules = all_rules(request.project, environment.get("MOE_BENCH_RULES", ""))
     versions = versions_here(run, environment, local=request.local)
-    return [*known.check(run.args), *lint(run, known, versions, rules)]
+    return run, [*known.check(run.args), *lint(run, known, versions, rules)]
 
 
 def _list_rules(request: Request) -> None:

@@ -27,6 +27,11 @@ ELSEWHERE = {
 }  # fmt: skip
 """Names in Megatron's messages that are no flag's own -> the flag they come from."""
 
+_MODEL_SIZES = {
+    "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
+}  # fmt: skip
+"""What Megatron's total_model_size multiplies."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
@@ -107,6 +112,8 @@ def blamed(
     """The run's flags that a refusal's words or source line name, in argv order."""
     named = set(_WORD.findall(f"{refusal.message} {refusal.source}"))
     named |= {flag for word, flag in ELSEWHERE.items() if word in named}
+    if "total_model_size" in named:
+        named |= _MODEL_SIZES
     found: list[tuple[str, Setting]] = []
     for flag, setting in run.args.items():
         spec = schema.flags.get(flag)

@@ -43,21 +43,82 @@ for rule in builtin_rules():
     if rule.severity == "error" and matches("0.19.2", rule.megatron):
         fires, mended = CASES[rule.name]
         answers[rule.name] = [verdict(fires), verdict(fires, mended)]
-print("ANSWERS" + json.dumps(answers))
+from click.testing import CliRunner
+from moe_bench.cli.preflight import command
+def said(*words, **variables):
+    result = CliRunner().invoke(command, list(words), env=variables, catch_exceptions=False)
+    return [result.exit_code, result.stdout]
+outputs = {
+    "bf16": said("--all", PR="bf16"),
+    "fp8": said("--all", PR="fp8"),
+    "large": said("--world-size", "16384", "DeepSeek-V3"),
+    "odd": said("--world-size", "1000", "DeepSeek-V3"),
+    "decay": said("Mixtral-8x7B", "--lr-decay-samples", "5"),
+}
+print("ANSWERS" + json.dumps({"cases": answers, "outputs": outputs}))
 """
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[str, list[object]]:
-    """What Megatron-Core says of each lint case, before and after it is mended."""
+def told() -> dict[str, dict[str, list[object]]]:
+    """What Megatron-Core says of each lint case, before and after it is mended, and of the presets."""
     pytest.importorskip("megatron.core")
     done = subprocess.run(
         [sys.executable, "-c", BODY], cwd=ROOT, capture_output=True, text=True, check=False
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS")]
     assert lines, done.stderr[-3000:]
-    found: dict[str, list[object]] = json.loads(lines[0].removeprefix("ANSWERS"))
+    found: dict[str, dict[str, list[object]]] = json.loads(lines[0].removeprefix("ANSWERS"))
     return found
+
+
+@pytest.fixture(scope="module")
+def answers(told: dict[str, dict[str, list[object]]]) -> dict[str, list[object]]:
+    """The lint cases' part."""
+    return told["cases"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_megatron_accepts_every_preset_at_its_tables_world_size(
+    told: dict[str, dict[str, list[object]]], precision: str
+) -> None:
+    presets = {path.stem for path in (ROOT / "model_configs/benchmarking").glob("*.yaml")}
+    code, text = told["outputs"][precision]
+    lines = str(text).splitlines()
+    assert {line.partition(":")[0] for line in lines if ": OK " in line} == presets, text
+    assert code == 0
+    deepseek = next(line for line in lines if line.startswith("DeepSeek-V3:"))
+    assert "1024 ranks TP1 PP16 EP64" in deepseek
+    assert "61 layers = 15x4 + 1" in deepseek
+
+
+def test_sixteen_thousand_ranks_need_no_job(told: dict[str, dict[str, list[object]]]) -> None:
+    code, text = told["outputs"]["large"]
+    assert code == 0, text
+    assert "16384 ranks" in str(text)
+    assert "DP1024" in str(text)
+
+
+def test_a_refusal_names_rank_line_flags_and_places(
+    told: dict[str, dict[str, list[object]]],
+) -> None:
+    code, text = told["outputs"]["decay"]
+    assert code == 2
+    assert (
+        "REFUSED by Megatron at rank 0 of 64: expected iteration-based learning rate decay"
+        in str(text)
+    )
+    assert "megatron/training/arguments.py:" in str(text)
+    assert "--lr-decay-samples 5  (command line)" in str(text)
+
+
+def test_a_world_size_that_does_not_divide_is_megatrons_own_refusal(
+    told: dict[str, dict[str, list[object]]],
+) -> None:
+    code, text = told["outputs"]["odd"]
+    assert code == 2
+    assert "world size (1000) is not divisible" in str(text)
+    assert "--pipeline-model-parallel-size 16" in str(text)
 
 
 def test_megatron_accepts_the_base_run(answers: dict[str, list[object]]) -> None:
