@@ -7,12 +7,13 @@ checkout="$(cd "$1" && pwd)"
 ranks="${2:-1}"
 files=("${@:3}")
 output="${OUTPUT:-$(mktemp -d)}"
+mkdir -p "$output"
 python="${PYTHON:-$root/.venv/bin/python}"
 [[ ${#files[@]} -gt 0 ]] || mapfile -t files < <(grep -v '^#' "$root/tests/upstream/files.txt")
 export PYTHONPATH="$checkout:$root/tests/upstream:$root" TORCHDYNAMO_DISABLE=1 CUDA_DEVICE_MAX_CONNECTIONS=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONDONTWRITEBYTECODE=1
 cd "$checkout"
-pytest_arguments=(-p embedding_plugin -p no:cacheprovider -q -x --maxfail=1000 -rfEs --timeout "${TEST_TIMEOUT:-60}" --tb=line)
+pytest_arguments=(-p embedding_plugin -p no:cacheprovider -q -rfEs --timeout "${TEST_TIMEOUT:-60}" --tb=line)
 for file in "${files[@]}"; do
   log="$output/$(tr / _ <<<"${file%.py}").log"
   timeout "${FILE_TIMEOUT:-240}" "$python" -m torch.distributed.run --nproc-per-node "$ranks" --log-dir "$output/ranks" --local-ranks-filter 0 \
