@@ -59,6 +59,8 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
     run = corpus.without_mocked(run)
     if request.local:
         run = _for_this_machine(run, machine, request, flags)
+    elif machine.device == "cpu" and request.environment.get("MOE_BENCH_DEVICE") == "cpu":
+        run = cpu.for_machine(run, machine, asked="cpu", knows=flags.knows)  # nodes without GPUs
     return _checked(run, flags, request)
 
 
