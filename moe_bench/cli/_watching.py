@@ -16,8 +16,10 @@ from moe_bench.config.sources import process_environment
 from moe_bench.data.demo import find_demo
 from moe_bench.errors import RecordError
 from moe_bench.launch import local
+from moe_bench.launch.directory import RUN_FILE
 from moe_bench.launch.launcher import LaunchPlan
 from moe_bench.results.live import follow
+from moe_bench.results.reader import read_events
 from moe_bench.results.records import Event
 from moe_bench.results.summary import summarize
 from moe_bench.results.summary_text import print_summary
@@ -48,8 +50,9 @@ def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
         status = follow(run.run_dir, process)
     except KeyboardInterrupt:
         print("\ninterrupted: stopping the ranks ...", file=sys.stderr, flush=True)
-        local.stop(process)
-        _close_record(run, "interrupted")
+        local.stop(process, has_ended=lambda: _ended(run.run_dir))
+        if not _ended(run.run_dir):
+            _close_record(run, "interrupted")
         _show_summary(run)
         return INTERRUPTED
     if status != 0:
@@ -57,6 +60,10 @@ def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
         return status if status == 2 else 1
     _show_summary(run)
     return 0
+
+
+def _ended(run_dir: Path) -> bool:
+    return any(event.event == "end" for event in read_events(run_dir).records)
 
 
 def _close_record(run: ResolvedRun, outcome: str) -> None:
@@ -74,24 +81,13 @@ def _show_summary(run: ResolvedRun) -> None:
 
 
 def _show_paths(run: ResolvedRun) -> None:
-    for name, what in (
-        ("run.json", "every value with its origin"),
-        ("launch.sh", "the very script that ran"),
-        ("results/steps.jsonl", "one line a step"),
-        ("results/events.jsonl", "what happened"),
-        ("logs", "what each rank said"),
-        ("tensorboard", "tensorboard --logdir"),
-        ("checkpoints", "checkpoints"),
-        ("profiles", "profiles"),
-    ):
-        path = run.run_dir / name
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            print(f"  {path}  ({what})")
+    print(f"every value with its origin: {run.run_dir / RUN_FILE}")
+    print(f"the very script that ran: {run.run_dir / local.SCRIPT}")
 
 
 def _show_failure(run: ResolvedRun, status: int) -> None:
     log = first_failing_log(run.run_dir)
-    lines = log.read_text(errors="replace").splitlines() if log else []
+    lines = log.read_text(errors="replace").splitlines()
     print(f"error: the run failed with status {status}; {log} ends:", file=sys.stderr)
     for line in telling_lines(lines):
         print(f"  {line}", file=sys.stderr)
@@ -101,17 +97,13 @@ def _show_failure(run: ResolvedRun, status: int) -> None:
     print(f"all logs: {run.run_dir / 'logs'}", file=sys.stderr)
 
 
-def first_failing_log(run_dir: Path) -> Path | None:
-    """The log of the rank whose traceback was written first; the launcher's own log when no rank left one."""
-    logs = sorted(run_dir.glob("logs/**/*"), key=lambda path: path.stat().st_mtime)
-    texts = [path for path in logs if path.is_file() and path.stat().st_size]
-    failing = [
-        path
-        for path in texts
-        if "rank" in path.name and "Traceback" in path.read_text(errors="replace")
-    ]
-    launcher = run_dir / local.LOG
-    return next(iter(failing), launcher if launcher.exists() else None)
+def first_failing_log(run_dir: Path) -> Path:
+    """The log that the record names as the first failing rank's, else the launcher's own."""
+    for event in read_events(run_dir).records:
+        named = event.fields.get("log")
+        if event.event == "error" and isinstance(named, str) and Path(named).is_file():
+            return Path(named)
+    return run_dir / local.LOG
 
 
 def telling_lines(lines: Iterable[str]) -> list[str]:

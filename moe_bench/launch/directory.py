@@ -11,7 +11,7 @@ from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import LaunchPlan
 
 RUN_FILE = "run.json"
-FOLDERS = ("logs", "results", "checkpoints", "profiles", "tensorboard")
+FOLDERS = ("logs", "results")
 
 
 def create(run: ResolvedRun, plan: LaunchPlan) -> None:
@@ -37,7 +37,8 @@ def create(run: ResolvedRun, plan: LaunchPlan) -> None:
 
 
 def _fill(folder: Path, run: ResolvedRun, plan: LaunchPlan) -> None:
-    for name in FOLDERS:
+    is_profiled = run.knobs["PROFILE"].value != "0"
+    for name in (*FOLDERS, "profiles") if is_profiled else FOLDERS:
         (folder / name).mkdir(parents=True)
     (folder / RUN_FILE).write_bytes(run.to_json() + b"\n")
     script = folder / plan.filename

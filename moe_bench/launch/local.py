@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from moe_bench.arguments.emit import argv
@@ -19,8 +21,11 @@ from moe_bench.launch.launcher import JobHandle, LaunchPlan
 SCRIPT = "launch.sh"
 LOG = "logs/launch.log"
 _SLURM = re.compile(r"\$\{SLURM_[A-Z0-9_]+\}")
-STOP_PATIENCE_S = (15.0, 10.0, 5.0)
-"""How long SIGINT, then SIGTERM, then SIGKILL may take."""
+STEP_PATIENCE_S = 60.0
+"""How long the step in progress, and a checkpoint, may take after an interrupt."""
+EXIT_PATIENCE_S = 5.0
+"""How long the ranks' processes may take to go, once told a second time."""
+_POLL_S = 0.1
 
 
 class LocalLauncher:
@@ -96,20 +101,31 @@ def start(plan: LaunchPlan, run: ResolvedRun) -> subprocess.Popen[bytes]:
             raise LaunchError(f"cannot start bash: {error.strerror}") from error
 
 
-def stop(process: subprocess.Popen[bytes]) -> int:
-    """End the script and all its ranks: asked first, then made to. Returns the exit status."""
-    for number, patience_s in zip(
-        (signal.SIGINT, signal.SIGTERM, signal.SIGKILL), STOP_PATIENCE_S, strict=True
-    ):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            return process.wait(timeout=patience_s)
-        except subprocess.TimeoutExpired:
-            continue
+def stop(process: subprocess.Popen[bytes], *, has_ended: Callable[[], bool]) -> int:
+    """End the script and all its ranks: the ranks' parent is asked first, then all are made to. Returns the exit status.
+
+    `has_ended` says whether the ranks have closed their record, after which nothing is worth waiting for.
+    """
+    _signal(os.kill, process.pid, signal.SIGTERM)
+    _wait(process, STEP_PATIENCE_S, has_ended)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            _signal(os.killpg, process.pid, number)
+            _wait(process, EXIT_PATIENCE_S, lambda: False)
     return process.wait()
+
+
+def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        send(pid, number)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], patience_s: float, has_ended: Callable[[], bool]
+) -> None:
+    deadline_s = time.monotonic() + patience_s
+    while process.poll() is None and not has_ended() and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
 
 
 def _profiler(run: ResolvedRun) -> list[str]:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,8 +134,12 @@ def _rank_main(flags: list[str]) -> None:
     context = rank_context()
     if context.run_dir is not None:
         _log_to(_log_path(context.run_dir, context.rank))
-    train(context, flags, install(local_world_size=context.local_world_size))
-    sys.stdout.flush()
+    try:
+        train(context, flags, install(local_world_size=context.local_world_size))
+    finally:
+        if sys.exc_info()[0] is not None:  # the elastic agent keeps it to itself
+            traceback.print_exc()
+        sys.stdout.flush()
 
 
 def _log_to(path: Path) -> None:
