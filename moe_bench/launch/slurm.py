@@ -15,9 +15,7 @@ from moe_bench.arguments.emit import argv
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
-
-REQUEUE_EXIT_CODE = 75
-"""What a rank exits with when it saved a checkpoint on a signal and steps are left (EX_TEMPFAIL of sysexits.h)."""
+from moe_bench.results.records import STEPS_LEFT_FILE
 
 SUBMIT_TIMEOUT_S = 60
 _TEMPLATE = "slurm.sh.j2"
@@ -76,7 +74,7 @@ class SlurmLauncher:
             ],
             "srun_options": [*_srun_options(run, container), *container.srun_options],
             "command": self._command(run, container),
-            "requeue_code": REQUEUE_EXIT_CODE,
+            "steps_left": STEPS_LEFT_FILE,
             "max_requeues": _positive(run, "MAX_REQUEUES", default=10),
         }
 

@@ -13,6 +13,9 @@ STEPS_FILE = "results/steps.jsonl"
 EVENTS_FILE = "results/events.jsonl"
 """Of rank 0; see `events_file` for the others."""
 
+STEPS_LEFT_FILE = "results/steps-left"
+"""There when a signal ended the training with steps left, after a checkpoint where one is saved: requeue."""
+
 LM_LOSS = "lm loss"
 """Megatron's name of the loss that is shown."""
 

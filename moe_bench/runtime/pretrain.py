@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_bench.errors import MoeBenchError
 from moe_bench.results.wandb import WandbMirror, choose_mode
+from moe_bench.results.records import STEPS_LEFT_FILE
 from moe_bench.results.writer import RunWriter
 from moe_bench.runtime import resume
 from moe_bench.runtime.rank import (
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_STEPS_LEFT = 75
-"""A signal ended training between two steps, after a checkpoint where --save is set (EX_TEMPFAIL of sysexits.h)."""
-
 
 def main(argv: Sequence[str]) -> int:
     """Prepare this process and train. Returns the exit code; a user's error is said without a traceback."""
@@ -44,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     except MoeBenchError as error:
         log.error("%s", error)
         return error.exit_code
-    return train(context, argv, embedding)
+    train(context, argv, embedding)
+    return 0
 
 
 def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
@@ -68,11 +67,8 @@ def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
     return embedding
 
 
-def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> int:
-    """Run Megatron's training on this rank, recorded when the run has a directory.
-
-    Returns 0, or EXIT_STEPS_LEFT when a signal ended it with steps left.
-    """
+def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> None:
+    """Run Megatron's training on this rank, recorded when the run has a directory."""
     import torch  # noqa: PLC0415
 
     from moe_bench.mcore.patches import COMPILED_HELPERS  # noqa: PLC0415
@@ -89,7 +85,8 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
             stack.enter_context(_graceful_stop(recorder))
             sys.argv = _going_on(context, sys.argv, recorder)
         _run_megatron(context)
-    return EXIT_STEPS_LEFT if recorder is not None and recorder.stopped_early else 0
+    if recorder is not None and recorder.stopped_early:
+        _mark_steps_left(context)
 
 
 def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list[str]:
@@ -98,6 +95,7 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
     Raises CheckpointError when it has checkpoints and none is whole.
     """
     assert context.run_dir is not None
+    (context.run_dir / STEPS_LEFT_FILE).unlink(missing_ok=True)
     checkpoints = Path(_flag(argv, "--save", str(context.run_dir / "checkpoints")))
     if not checkpoints.absolute().is_relative_to(context.run_dir.absolute()):
         return argv  # a folder that other runs may share is loaded only when --load says so
@@ -111,6 +109,13 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
             sys.stdout.write(f"moe_bench: damaged checkpoint passed over: {reason}\n")
         sys.stdout.write(f"moe_bench: going on after step {found.step} of {found.checkpoint}\n")
     return resume.continued(argv, checkpoints)
+
+
+def _mark_steps_left(context: RankContext) -> None:
+    """Tell the job's script that there is more to do: an exit status cannot, since srun ends a step at the first bad one."""
+    assert context.run_dir is not None
+    if context.rank == 0:
+        (context.run_dir / STEPS_LEFT_FILE).touch()
 
 
 def _run_megatron(context: RankContext) -> None:

@@ -59,7 +59,7 @@ while :; do
 done
 echo "moe_bench: srun ended with $rc"
 
-if [[ "$rc" == 75 ]]; then # a checkpoint is on disk and steps are left
+if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then
   if (( ${SLURM_RESTART_COUNT:-0} < 10 )); then
     echo "moe_bench: stopped with steps left: requeueing job $SLURM_JOB_ID"
     scontrol requeue "$SLURM_JOB_ID"
