@@ -23,9 +23,10 @@ class ExpertCounter:
         """`num_layers`: the decoder's, of all stages; MTP layers are numbered after it."""
         routers = list(_routers(model_chunks, num_layers))
         self.layers = tuple(layer for layer, _ in routers)
-        self._routers = dict(routers)
         self._kept: dict[int, torch.Tensor] = {}
         self._offered = dict.fromkeys(self.layers, 0)
+        self.paused = False
+        """True: forwards are not counted."""
         self._handles = [
             router.register_forward_hook(self._hook(layer)) for layer, router in routers
         ]
@@ -44,7 +45,7 @@ class ExpertCounter:
 
     def _hook(self, layer: int) -> Any:
         def count(router: Any, _inputs: Any, output: Any) -> None:
-            if not router.training or not torch.is_grad_enabled():
+            if self.paused or not router.training or not torch.is_grad_enabled():
                 return
             routing_map = output[1]
             with torch.no_grad():

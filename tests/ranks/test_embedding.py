@@ -1,5 +1,5 @@
 """The embedding across ranks: what gloo lacks, random numbers of tensor-parallel ranks, and errors that come back."""
-# ruff: noqa: PLC0415 - Megatron is imported only with the embedding in place
+
 
 from __future__ import annotations
 

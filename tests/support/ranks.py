@@ -1,5 +1,5 @@
 """Rank groups for tests: Megatron is imported once in the pytest process, and every group is forked from it."""
-# ruff: noqa: PLC0415 - Megatron is imported only with the embedding in place
+
 
 from __future__ import annotations
 
