@@ -17,11 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.ssm.gated_delta_net import torch_chunk_gated_delta_rule
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, SequentialMLP
 
 from moe_bench.mcore.cpu.attention import CoreAttention
+from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
 from moe_bench.mcore.cpu.experts import (
     ColumnParallelGroupedLinear,
     GroupedMLP,
@@ -30,6 +32,7 @@ from moe_bench.mcore.cpu.experts import (
 from moe_bench.mcore.cpu.linear import DuplicatedLinear, LayerNormColumnParallelLinear
 from moe_bench.mcore.cpu.norm import Norm
 from moe_bench.mcore.cpu.optimizer import FusedAdam, scale_tensors, skipping_alone
+from moe_bench.mcore.cpu.recompute import NoFp8, no_fp8_context
 from moe_bench.mcore.cpu.rope import rotating_in_place
 
 SPECS = "megatron.core.models.gpt.gpt_layer_specs"
@@ -118,6 +121,8 @@ class Replacement:
     attribute: str
     wraps: bool = False
     """Whether `by` makes the stand-in from the original rather than being it."""
+    adds: bool = False
+    """Whether the module lacks the name without the GPU library."""
 
     @property
     def by_name(self) -> str:
@@ -131,7 +136,7 @@ def _cpu_backend(*_args: object, **_options: object) -> CpuSpecProvider:
 
 
 def _replacement(
-    module: str, attribute: str, by: Any, why: str, *, wraps: bool = False
+    module: str, attribute: str, by: Any, why: str, *, wraps: bool = False, adds: bool = False
 ) -> Replacement:
     """Describe a replacement whose name is its attribute's and whose file is its module's."""
     upstream = f"{module.replace('.', '/')}.py, megatron-core 0.19.2"
@@ -143,9 +148,11 @@ def _replacement(
         module=module,
         attribute=attribute,
         wraps=wraps,
+        adds=adds,
     )
 
 
+_ABSENT = object()
 NO_TE = "Transformer Engine needs a GPU"
 REPLACEMENTS: tuple[Replacement, ...] = (
     _replacement(
@@ -186,6 +193,33 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         "_get_backend_spec_provider",
         _cpu_backend,
         "it asserts transformer_impl == 'transformer_engine'",
+    ),
+    *(
+        _replacement(
+            "megatron.core.tensor_parallel.random",
+            attribute,
+            by,
+            "recomputing without the output asks Transformer Engine whether FP8 is on",
+            adds=True,
+        )
+        for attribute, by in (
+            ("FP8GlobalStateManager", NoFp8),
+            ("activation_recompute_forward", no_fp8_context),
+            ("fp8_autocast", no_fp8_context),
+        )
+    ),
+    *(
+        _replacement(module, attribute, by, "flash-linear-attention needs a GPU")
+        for module in (
+            "megatron.core.ssm.gated_delta_net.common",
+            "megatron.core.ssm.gated_delta_net.gdn",
+        )
+        for attribute, by in (
+            ("HAVE_FLA", True),
+            ("l2norm", l2norm),
+            ("causal_conv1d", causal_conv1d),
+            ("chunk_gated_delta_rule", torch_chunk_gated_delta_rule),
+        )
     ),
     _replacement(
         "megatron.core.models.common.embeddings.rope_utils",
@@ -236,19 +270,22 @@ def reference_layers() -> Iterator[tuple[Replacement, ...]]:
     try:
         for replacement in REPLACEMENTS:
             home = importlib.import_module(replacement.module)
-            if not hasattr(home, replacement.attribute):
+            if hasattr(home, replacement.attribute) == replacement.adds:
                 continue  # another release of Megatron
             undo.extend(_replace(home, replacement))
             done.append(replacement)
         yield tuple(done)
     finally:
         for module, attribute, original in reversed(undo):
-            setattr(module, attribute, original)
+            if original is _ABSENT:
+                delattr(module, attribute)
+            else:
+                setattr(module, attribute, original)
 
 
 def _replace(home: ModuleType, replacement: Replacement) -> list[tuple[ModuleType, str, Any]]:
     """Set the stand-in at home and wherever the original was imported by name; return what to restore."""
-    original = getattr(home, replacement.attribute)
+    original = getattr(home, replacement.attribute, _ABSENT)
     stand_in = replacement.by(original) if replacement.wraps else replacement.by
     places = [(home, replacement.attribute)]
     if callable(original):

@@ -1,0 +1,505 @@
+"""Bodies of test_features.py: each feature on one rank against an independent plain reference."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core.activations import quick_gelu
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.moe.experts import SequentialMLP
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
+
+from moe_bench.mcore.cpu.attention import CoreAttention
+from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
+from moe_bench.mcore.cpu.experts import grouped_linear, weighted_swiglu
+from moe_bench.mcore.cpu.norm import Norm
+from moe_bench.mcore.cpu.optimizer import FusedAdam
+from moe_bench.mcore.cpu.rope import rotating_in_place
+from moe_bench.mcore.cpu.spec import CpuSpecProvider
+from tests.ranks import layer_models as models
+from tests.ranks.layer_architectures import GQA, MLA
+
+
+def compare(actual: Any, expected: Any, *inputs: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Outputs of the two functions and the gradients of their inputs agree."""
+    outcomes = []
+    for function in (actual, expected):
+        leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+        output = function(*leaves)
+        weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+        (output.float() * weights).sum().backward()
+        outcomes.append([output, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    for found, wanted in zip(*outcomes, strict=True):
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(
+            found, wanted, rtol=tolerance, atol=tolerance * max(scale, 1e-12)
+        )
+
+
+def rms_norm_equals_its_formula() -> None:
+    """With and without gamma around zero."""
+    models.start_groups()
+    for zero_centered in (False, True):
+        norm = Norm(models.config(**GQA, layernorm_zero_centered_gamma=zero_centered), 32, eps=1e-3)
+        torch.nn.init.uniform_(norm.weight)
+
+        def formula(x: torch.Tensor, norm: Norm = norm, add: int = int(zero_centered)) -> Any:
+            return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * (norm.weight + add)
+
+        x = torch.randn(5, 3, 32)
+        compare(norm, formula, x)
+        own = norm.weight.grad.clone()
+        norm.weight.grad = None
+        compare(formula, formula, x)
+        torch.testing.assert_close(own, norm.weight.grad / 2 + own / 2, rtol=1e-3, atol=1e-3)
+
+
+def layer_norm_equals_torchs() -> None:
+    """The other normalization Megatron offers."""
+    models.start_groups()
+    norm = Norm(models.config(**GQA, normalization="LayerNorm"), 32, eps=1e-5)
+    reference = torch.nn.LayerNorm(32, eps=1e-5)
+    compare(norm, reference, torch.randn(5, 3, 32))
+
+
+def attention(heads: int = 4, groups: int = 2, **changes: Any) -> CoreAttention:
+    """Core attention of one rank, with 8 channels a head."""
+    models.start_groups()
+    settings = models.config(
+        num_attention_heads=heads, num_query_groups=groups, kv_channels=8, **changes
+    )
+    return CoreAttention(settings, 1, AttnMaskType.causal)
+
+
+def written_out(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention with loops over batch and heads; q: [s, b, n, d], allowed: [s, S] -> [s, b, n * v]."""
+    s, batch, heads, _ = q.shape
+    rows = []
+    for b in range(batch):
+        for n in range(heads):
+            group = n // (heads // k.shape[2])
+            scores = q[:, b, n] @ k[:, b, group].T * scale
+            weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+            rows.append(weights @ v[:, b, group])
+    return torch.stack(rows).view(batch, heads, s, -1).permute(2, 0, 1, 3).flatten(2)
+
+
+def qkv(heads: int = 4, groups: int = 2, key: int = 8, value: int = 8) -> tuple[torch.Tensor, ...]:
+    """Random queries, keys and values of 16 positions and 2 sequences."""
+    return tuple(
+        torch.randn(16, 2, n, d) for n, d in ((heads, key), (groups, key), (groups, value))
+    )
+
+
+CAUSAL = torch.ones(16, 16, dtype=torch.bool).tril()
+
+
+def grouped_query_attention_equals_loops() -> None:
+    """Queries share keys by group."""
+    core = attention()
+    compare(
+        lambda q, k, v: core(q, k, v, None),
+        lambda q, k, v: written_out(q, k, v, CAUSAL, 1 / math.sqrt(8)),
+        *qkv(),
+    )
+
+
+def attention_with_fewer_value_channels_equals_loops() -> None:
+    """MLA's shape, with its own scale."""
+    models.start_groups()
+    core = CoreAttention(
+        models.config(**MLA), 1, AttnMaskType.causal, softmax_scale=0.3, k_channels=12, v_channels=6
+    )
+    compare(
+        lambda q, k, v: core(q, k, v, None),
+        lambda q, k, v: written_out(q, k, v, CAUSAL, 0.3),
+        *qkv(4, 4, 12, 6),
+    )
+
+
+def sliding_window_sees_itself_and_five_before() -> None:
+    """Megatron's window (5, 0)."""
+    core = attention(window_size=(5, 0))
+    distance = torch.arange(16)[:, None] - torch.arange(16)
+    compare(
+        lambda q, k, v: core(q, k, v, None),
+        lambda q, k, v: written_out(q, k, v, CAUSAL & (distance <= 5), 1 / math.sqrt(8)),
+        *qkv(),
+    )
+
+
+def a_mask_from_the_data_is_obeyed() -> None:
+    """As --reset-attention-mask makes them: documents do not see one another."""
+    core = attention()
+    document = (torch.arange(16) >= 6).int()
+    allowed = CAUSAL & (document[:, None] == document)
+    compare(
+        lambda q, k, v: core(q, k, v, ~allowed[None, None]),
+        lambda q, k, v: written_out(q, k, v, allowed, 1 / math.sqrt(8)),
+        *qkv(),
+    )
+    plain = core(*(inputs := qkv()), ~CAUSAL[None, None])
+    torch.testing.assert_close(plain, core(*inputs, None), rtol=0, atol=0)
+
+
+def packed_sequences_do_not_see_one_another() -> None:
+    """The same answer from cumulative lengths as from a mask."""
+    core = attention()
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=torch.tensor([0, 6, 16]))
+    document = (torch.arange(16) >= 6).int()
+    allowed = CAUSAL & (document[:, None] == document)
+    compare(
+        lambda q, k, v: core(q[:, 0], k[:, 0], v[:, 0], None, packed_seq_params=packed),
+        lambda q, k, v: written_out(*(t[:, :1] for t in (q, k, v)), allowed, 8**-0.5)[:, 0],
+        *qkv(),
+    )
+
+
+def learned_sinks_equal_transformers_gpt_oss() -> None:
+    """A head may attend to nothing, at a learned price."""
+    core = attention(softmax_type="learnable")
+    torch.nn.init.uniform_(core.softmax_offset, -1, 1)
+
+    class Module:
+        sinks = core.softmax_offset
+        num_key_value_groups = 2
+        training = False
+
+    def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        heads_first = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+        mask = torch.zeros(1, 1, 16, 16).masked_fill(~CAUSAL, float("-inf"))
+        context, _ = eager_attention_forward(Module(), *heads_first, mask, scaling=8**-0.5)
+        return context.permute(1, 0, 2, 3).flatten(2)
+
+    compare(lambda q, k, v: core(q, k, v, None), reference, *qkv())
+
+
+def off_by_one_softmax_adds_one_to_the_sum() -> None:
+    """Equals a sink whose logit is zero."""
+    core = attention(softmax_type="off-by-one")
+
+    def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        k, v = k.repeat_interleave(2, dim=2), v.repeat_interleave(2, dim=2)
+        scores = torch.einsum("sbnd,tbnd->bnst", q, k) * 8**-0.5
+        grown = scores.exp() * CAUSAL
+        weights = grown / (1 + grown.sum(-1, keepdim=True))
+        return torch.einsum("bnst,tbnd->sbnd", weights, v).flatten(2)
+
+    compare(lambda q, k, v: core(q, k, v, None), reference, *qkv())
+
+
+def attention_dropout_drops_and_rescales() -> None:
+    """Nothing is dropped in evaluation; in training the mean stays."""
+    core = attention(attention_dropout=0.5)
+    inputs = qkv()
+    core.train()
+    many = torch.stack([core(*inputs, None) for _ in range(400)])
+    core.eval()
+    exact = core(*inputs, None)
+    assert many.std(dim=0)[1:].min() > 0, "nothing was dropped"
+    torch.testing.assert_close(many.mean(dim=0), exact, rtol=0, atol=0.5)
+    torch.testing.assert_close(exact, attention()(*inputs, None))
+
+
+def bf16_attention_is_as_near_as_bf16_allows() -> None:
+    """Within two units in the last place of bf16, of values up to one."""
+    core, inputs = attention(), qkv()
+    exact = core(*inputs, None)
+    narrow = core(*(t.bfloat16() for t in inputs), None)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), exact, rtol=2**-6, atol=2**-5)
+
+
+def experts(settings: Any, *, grouped: bool) -> torch.nn.Module:
+    """The four experts of one rank."""
+    torch.manual_seed(5)
+    builder = CpuSpecProvider().grouped_mlp_modules(grouped)
+    return builder(4, settings, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+
+
+def grouped_equals_sequential(**changes: Any) -> None:
+    """Output, input gradient and weight gradients, with one expert idle; returns nothing, raises."""
+    models.start_groups()
+    settings = models.config(**{**GQA, **changes})
+    grouped, sequential = experts(settings, grouped=True), experts(settings, grouped=False)
+    assert isinstance(sequential, SequentialMLP)
+    for name in ("linear_fc1", "linear_fc2"):
+        layer = getattr(grouped, name)
+        for expert_id, expert in enumerate(sequential.local_experts):
+            getattr(expert, name).weight.data.copy_(layer.weight[expert_id])
+    counts = torch.tensor([3, 0, 4, 2])
+    x, probabilities = torch.randn(9, 32), torch.rand(9)
+    outcomes = []
+    for module in (grouped, sequential):
+        leaves = x.clone().requires_grad_(), probabilities.clone().requires_grad_()
+        output, bias = module(leaves[0], counts, leaves[1])
+        assert bias is None
+        (output * torch.linspace(-1, 1, 32)).sum().backward()
+        outcomes.append((output, leaves[0].grad, leaves[1].grad))
+    for found, wanted in zip(*outcomes, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    for name in ("linear_fc1", "linear_fc2"):
+        wanted = [getattr(expert, name).weight.grad for expert in sequential.local_experts]
+        torch.testing.assert_close(
+            getattr(grouped, name).weight.grad, torch.stack(wanted), rtol=0, atol=0
+        )
+
+
+def grouped_swiglu_experts_equal_sequential_ones_bitwise() -> None:
+    """The plain case, which has its own short path."""
+    grouped_equals_sequential()
+
+
+def grouped_experts_with_biases_and_clamped_quick_gelu_equal_a_loop() -> None:
+    """gpt-oss. Megatron's sequential experts cannot: they add their bias in place to a view (mlp.py, 0.19.2)."""
+    models.start_groups()
+    options = {"glu_linear_offset": 1.0, "activation_func_clamp_value": 1.5}
+    settings = models.config(**GQA, add_bias_linear=True, activation_func=quick_gelu, **options)
+    grouped = experts(settings, grouped=True)
+    for layer in (grouped.linear_fc1, grouped.linear_fc2):
+        torch.nn.init.uniform_(layer.bias, -1, 1)
+    counts = [3, 0, 4, 2]
+
+    def loop(x: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        rows, start = [], 0
+        for expert_id, count in enumerate(counts):
+            for row in range(start, start + count):
+                first = grouped.linear_fc1.weight[expert_id] @ x[row]
+                gate, up = (first + grouped.linear_fc1.bias[expert_id]).chunk(2)
+                gate, up = gate.clamp(max=1.5), up.clamp(-1.5, 1.5)
+                middle = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+                second = grouped.linear_fc2.weight[expert_id] @ middle
+                rows.append((second + grouped.linear_fc2.bias[expert_id]) * probabilities[row])
+            start += count
+        return torch.stack(rows)
+
+    def run(x: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+        return grouped(x, torch.tensor(counts), probabilities)[0]
+
+    compare(run, loop, torch.randn(9, 32), torch.rand(9))
+
+
+def grouped_experts_with_recomputed_activation_equal_sequential_ones_bitwise() -> None:
+    """--recompute-modules moe_act."""
+    grouped_equals_sequential(recompute_granularity="selective", recompute_modules=["moe_act"])
+
+
+def grouped_linear_equals_torchs_grouped_mm_bitwise() -> None:
+    """The kernel Hugging Face transformers uses."""
+    counts = [5, 0, 11]
+    ends = torch.tensor(counts).cumsum(0).int()
+    compare(
+        lambda x, w: grouped_linear(x, w, counts),
+        lambda x, w: F.grouped_mm(x, w.transpose(1, 2), offs=ends),
+        torch.randn(16, 8),
+        torch.randn(3, 4, 8),
+        tolerance=0.0,
+    )
+
+
+def grouped_linear_adds_to_main_grad() -> None:
+    """As Megatron's DDP wants it: main_grad accumulates, and the parameter's own gradient is not looked at."""
+    weight = torch.nn.Parameter(torch.randn(2, 4, 8))
+    x = torch.randn(6, 8)
+    grouped_linear(x, weight, [2, 4]).square().sum().backward()
+    once = weight.grad.clone()
+    for dtype in (torch.float32, torch.float64):
+        weight.main_grad = once.to(dtype, copy=True)
+        weight.grad_added_to_main_grad = False
+        grouped_linear(x, weight, [2, 4]).square().sum().backward()
+        assert weight.grad_added_to_main_grad
+        torch.testing.assert_close(weight.main_grad, 2 * once.to(dtype))
+
+
+def weighted_swiglu_equals_megatrons_composite_bitwise() -> None:
+    """megatron/core/transformer/mlp.py's glu, times the router's probability."""
+
+    def composite(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        gate, up = torch.chunk(x, 2, dim=-1)
+        return F.silu(gate) * (up + 0.0) * p
+
+    compare(weighted_swiglu, composite, torch.randn(9, 12), torch.rand(9, 1), tolerance=0.0)
+
+
+def rotation_equals_megatrons() -> None:
+    """Against `_apply_rotary_pos_emb_bshd` as released, half and whole batch of positions."""
+    upstream = released(rope_utils._apply_rotary_pos_emb_bshd)
+    frequencies = torch.randn(16, 1, 1, 8)
+    for options in ({}, {"mscale": 1.3}, {"rotary_interleaved": True}):
+        compare(
+            lambda t, o=options: rotating_in_place(upstream)(t, frequencies, **o),
+            lambda t, o=options: upstream(t, frequencies, **o),
+            torch.randn(16, 2, 4, 8),
+            tolerance=1e-6,
+        )
+    partial = torch.randn(16, 2, 4, 12)  # only 8 of 12 channels rotate
+    compare(
+        lambda t: rotating_in_place(upstream)(t, frequencies),
+        lambda t: upstream(t, frequencies),
+        partial,
+    )
+
+
+def released(function: Any) -> Any:
+    """The original below our stand-in."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return cells["upstream"].cell_contents if "upstream" in cells else function
+
+
+def fused_adam_equals_torchs_adamw() -> None:
+    """Ten steps, two groups."""
+    start = [torch.randn(7, 3), torch.randn(5)]
+    results = []
+    for kind in (FusedAdam, torch.optim.AdamW):
+        parameters = [torch.nn.Parameter(t.clone()) for t in start]
+        groups = [{"params": [p], "weight_decay": 0.1 * i} for i, p in enumerate(parameters)]
+        optimizer = kind(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(10):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        results.append(parameters)
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+def causal_convolution_equals_a_loop() -> None:
+    """Each channel with its own past, then silu."""
+
+    def loop(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        steps = []
+        for t in range(x.shape[1]):
+            past = [x[:, t - i] * w[:, -1 - i] for i in range(w.shape[1]) if t - i >= 0]
+            steps.append(torch.stack(past).sum(0))
+        return F.silu(torch.stack(steps, dim=1))
+
+    compare(
+        lambda x, w: causal_conv1d(x, w, activation="silu")[0],
+        loop,
+        torch.randn(2, 9, 6),
+        torch.randn(6, 4),
+    )
+
+
+def l2norm_makes_unit_vectors() -> None:
+    """But for its small epsilon."""
+    compare(l2norm, lambda x: F.normalize(x, dim=-1), torch.randn(4, 8), tolerance=1e-4)
+
+
+def gradients(**changes: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients of a small model of that configuration on one rank."""
+    models.start_groups()
+    return models.loss_and_gradients(models.model(models.config(**{**GQA, **changes})))
+
+
+def recomputing_changes_nothing() -> None:
+    """Full, and each selective module, to the last bit."""
+    expected = gradients()
+    choices: list[dict[str, Any]] = [
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    ]
+    choices += [
+        {"recompute_granularity": "selective", "recompute_modules": [module]}
+        for module in ("core_attn", "moe_act", "layernorm", "moe")
+    ]
+    for choice in choices:
+        loss, found = gradients(**choice)
+        assert loss == expected[0], choice
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[1][name], rtol=0, atol=0)
+
+
+def dispatchers_agree() -> None:
+    """All-gather and all-to-all are two ways to one result."""
+    loss, found = gradients(moe_token_dispatcher_type="allgather")
+    expected_loss, expected = gradients(moe_token_dispatcher_type="alltoall")
+    torch.testing.assert_close(loss, expected_loss)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def router_options_train() -> None:
+    """Each gives finite gradients and, where it changes the result, another one than the plain router."""
+    plain = gradients()[1]["decoder.layers.0.mlp.router.weight"]
+    choices: dict[str, dict[str, Any]] = {
+        kind: {"moe_router_load_balancing_type": kind, "moe_aux_loss_coeff": 0.1}
+        for kind in ("aux_loss", "seq_aux_loss", "global_aux_loss")
+    }
+    choices |= {
+        "z loss": {"moe_z_loss_coeff": 0.1},
+        "before the softmax": {"moe_router_pre_softmax": True},
+        "forced balance": {"moe_router_force_load_balancing": True},
+        "capacity": {"moe_expert_capacity_factor": 0.5},
+        "capacity, padded": {
+            "moe_expert_capacity_factor": 0.5,
+            "moe_pad_expert_input_to_capacity": True,
+        },
+        "sigmoid": {"moe_router_score_function": "sigmoid"},
+    }
+    for name, choice in choices.items():
+        gradient = gradients(**choice)[1]["decoder.layers.0.mlp.router.weight"]
+        assert gradient.isfinite().all(), name
+        assert not torch.equal(gradient, plain), f"{name} changed nothing"
+
+
+def dense_layers_stand_among_the_moe_layers() -> None:
+    """moe-layer-freq [0, 1] has one dense layer and one with experts."""
+    models.start_groups()
+    gpt = models.model(models.config(**GQA, moe_layer_freq=[0, 1]))
+    names = [name for name, _ in gpt.named_parameters()]
+    assert "decoder.layers.0.mlp.linear_fc1.layer_norm_weight" in names
+    assert "decoder.layers.1.mlp.router.weight" in names
+    assert models.loss_and_gradients(gpt)[0].isfinite()
+
+
+def multi_token_prediction_trains_its_own_layer() -> None:
+    """The extra layer gets gradients, also over MLA."""
+    for architecture in (GQA, MLA):
+        models.start_groups()
+        changes = {**architecture, "mtp_num_layers": 1, "mtp_loss_scaling_factor": 0.1}
+        _, found = models.loss_and_gradients(models.model(models.config(**changes)))
+        own = {name: gradient for name, gradient in found.items() if name.startswith("mtp.")}
+        assert len(own) > 8
+        assert all(gradient.isfinite().all() for gradient in own.values())
+        assert any(gradient.abs().max() > 0 for gradient in own.values())
+
+
+def yarn_trains_mla() -> None:
+    """Rotary scaling changes the loss and keeps it finite."""
+    plain, _ = gradients(**MLA)
+    scaled, _ = gradients(
+        **{**MLA, "rope_type": "yarn", "rotary_scaling_factor": 4.0},
+        original_max_position_embeddings=8,
+        mscale=1.0,
+        mscale_all_dim=1.0,
+    )
+    assert scaled.isfinite()
+    assert scaled != plain
+
+
+def a_model_in_bf16_is_near_the_one_in_fp32() -> None:
+    """The mean loss a token to two digits."""
+    exact, _ = gradients()
+    models.start_groups()
+    settings = models.config(**GQA, bf16=True, params_dtype=torch.bfloat16)
+    gpt = models.model(settings).bfloat16()
+    narrow, found = models.loss_and_gradients(gpt)
+    per_token = (narrow.float() - exact).abs() / (2 * models.SEQUENCE)
+    assert per_token < 0.05, per_token
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+def world_has_one_rank() -> None:
+    """So that the comparisons above are with one rank indeed."""
+    models.start_groups()
+    assert mpu.get_data_parallel_world_size() == 1
