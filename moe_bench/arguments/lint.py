@@ -125,14 +125,14 @@ def _compute_of(gpu: str | None) -> str | None:
 
 
 def _installed(package: str) -> str | None:
-    if importlib.util.find_spec(package.replace("-", "_")) is None:
+    """Version of an installed package by its metadata folder's name: importlib.metadata alone costs 30 ms to import."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
         return None
-    from importlib import metadata  # noqa: PLC0415 - slow to import, seldom needed
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    stem = package.replace("-", "_")
+    for folder in Path(spec.origin).parents[1].glob(f"{stem}-*.dist-info"):
+        return folder.name.removeprefix(f"{stem}-").removesuffix(".dist-info")
+    return None
 
 
 def _finding(rule: Rule, facts: Facts, *, is_known: bool) -> Finding:

@@ -1,3 +1,4 @@
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,13 @@ def test_a_cluster_run_says_nothing_of_what_is_installed_on_the_login_node() -> 
 def test_an_unknown_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="GPU_ARCH=h1000"):
         versions_here(make_run(), {"GPU_ARCH": "h1000"}, local=False)
+
+
+def test_a_local_run_knows_what_is_installed_here() -> None:
+    torch = metadata.version("torch")
+    assert versions_here(make_run(), {}, local=True)["torch"] == torch
+
+
+def test_an_image_may_hold_other_versions_than_this_machine() -> None:
+    run = make_run(CONTAINER_IMAGE="/images/pytorch.sqsh")
+    assert versions_here(run, {}, local=True)["torch"] is None
