@@ -7,8 +7,11 @@ off between them, in alternating order). Printed: the median ratio of recorded t
 between plain steps, which is the noise floor.
 """
 
+# ruff: noqa: PLC0415 - Megatron is imported in the ranks, with the embedding in place
+
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 import tempfile
@@ -65,8 +68,14 @@ def body(pairs: int, folder: str) -> list[tuple[int, float]]:
     sys.argv = ["pretrain_gpt.py", *FLAGS, *LARGER, "--train-iters", str(6 * pairs + 6)]
     plain = training.training_log
     recorder = Recorder(RunWriter(folder, rank=rank), CpuMeters(), rank=rank, world_size=size)
-    sys.stdout = Path("/dev/null").open("w")
-    with COMPILED_HELPERS.applied(), reference_layers(), recorder, recorder.hooks():
+    with (
+        Path("/dev/null").open("w") as silence,
+        contextlib.redirect_stdout(silence),
+        COMPILED_HELPERS.applied(),
+        reference_layers(),
+        recorder,
+        recorder.hooks(),
+    ):
         switch = Alternating(plain, training.training_log, _Switch(recorder))
         training.training_log = switch
         entry.train(entry.parse())

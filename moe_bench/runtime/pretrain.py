@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_bench.errors import MoeBenchError
-from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.records import STEPS_LEFT_FILE
+from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
 from moe_bench.runtime import resume
 from moe_bench.runtime.rank import (

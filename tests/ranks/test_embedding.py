@@ -1,6 +1,5 @@
 """The embedding across ranks: what gloo lacks, random numbers of tensor-parallel ranks, and errors that come back."""
 
-
 from __future__ import annotations
 
 import pytest

@@ -1,6 +1,5 @@
 """Rank groups for tests: Megatron is imported once in the pytest process, and every group is forked from it."""
 
-
 from __future__ import annotations
 
 import os
