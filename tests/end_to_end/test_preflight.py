@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 NOT_AT_VALIDATION = {
     "fp8-tensorwise-needs-te-2.2": "Transformer Engine's recipe is made at the first step",
     "fp8-blockwise-needs-te-2.3": "Transformer Engine's recipe is made at the first step",
