@@ -375,7 +375,7 @@ def _sbatch(options: list[str]) -> subprocess.CompletedProcess[str]:
 
 _ADVICE = (
     (
-        "unrecognized option '--segment'",
+        "unrecognized option '--segment",
         "this Slurm is older than 24.05 and knows no --segment; unset SEGMENT",
     ),
     (

@@ -105,6 +105,8 @@ def _state(now: Standing, entry: QueueEntry | None) -> tuple[str, str | None]:
         return now.state, why
     if entry.state == "PENDING":
         return "pending", entry.explanation
+    if not entry.ended and now.state is State.NOT_STARTED:
+        return "starting", f"on {entry.nodes}, nothing written yet"
     if entry.ended and now.state is not State.COMPLETED:
         return entry.state.lower().replace(
             "_", " "
@@ -119,6 +121,7 @@ def _went_wrong(state: str) -> bool:
         State.NOT_STARTED,
         State.STOPPED,
         "pending",
+        "starting",
         "running",
         "completed",
     }

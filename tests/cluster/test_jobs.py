@@ -127,7 +127,7 @@ def test_a_killed_rank_fails_the_job_and_status_says_so(cluster: Cluster, tmp_pa
 def test_a_job_that_cannot_start_says_why_and_is_cancelled(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
     try:
         job, run_dir = submit(cluster, tmp_path, "waiting", "--train-iters", "6")
         time.sleep(3)
@@ -143,7 +143,7 @@ def test_a_job_that_cannot_start_says_why_and_is_cancelled(
     ("knobs", "said"),
     [
         ({"PARTITION": "nowhere"}, "sinfo -s"),
-        ({"NNODES": "9"}, "compare NNODES"),
+        ({"NNODES": "10"}, "compare NNODES"),
         ({"SEGMENT": "2"}, "unset SEGMENT"),
         ({"CONTAINER_IMAGE": "/images/x.sqsh"}, "failed|pyxis"),
     ],
