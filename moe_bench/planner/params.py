@@ -93,7 +93,8 @@ def _softmax(arch: Architecture) -> int:
 def _latent(arch: Architecture, mla: LatentAttention) -> int:
     head_dim = mla.qk_head_dim + mla.rotary_head_dim
     if mla.q_rank is None:
-        queries = arch.hidden * arch.heads * head_dim
+        # Megatron-Core 0.19 norms the layer's input once more here (core/transformer/mla_qk_norm_config.py).
+        queries = arch.hidden * arch.heads * head_dim + (arch.hidden if arch.qk_norm else 0)
     else:
         norm = mla.q_rank if arch.qk_norm else 0
         queries = arch.hidden * mla.q_rank + norm + mla.q_rank * arch.heads * head_dim
