@@ -1,6 +1,5 @@
 """What `data prepare` writes, against Megatron's own tokenizers, builder, tool and dataset."""
 
-# ruff: noqa: PLC0415 - Megatron's import takes ten seconds: not when tests are only collected
 from __future__ import annotations
 
 import argparse
