@@ -135,11 +135,15 @@ def _rank_main(flags: list[str]) -> None:
     if context.run_dir is not None:
         _log_to(_log_path(context.run_dir, context.rank))
     try:
-        train(context, flags, install(local_world_size=context.local_world_size))
+        stopped = train(context, flags, install(local_world_size=context.local_world_size))
     finally:
         if sys.exc_info()[0] is not None:  # the elastic agent keeps it to itself
             traceback.print_exc()
         sys.stdout.flush()
+    if stopped:
+        # An agent that was told to stop no longer takes the results that a rank which returns waits to hand over
+        # (torch/distributed/elastic/multiprocessing/api.py _wrap, 2.11); it would kill the rank after 30 s.
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _log_to(path: Path) -> None:

@@ -67,8 +67,11 @@ def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
     return embedding
 
 
-def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> None:
-    """Run Megatron's training on this rank, recorded when the run has a directory."""
+def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> bool:
+    """Run Megatron's training on this rank, recorded when the run has a directory.
+
+    Returns True when a signal told this process to stop.
+    """
     import torch  # noqa: PLC0415
 
     from moe_bench.mcore.patches import COMPILED_HELPERS  # noqa: PLC0415
@@ -87,6 +90,7 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
         _run_megatron(context)
     if recorder is not None and recorder.stopped_early:
         _mark_steps_left(context)
+    return recorder is not None and recorder.stop_requested
 
 
 def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list[str]:
