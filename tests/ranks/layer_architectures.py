@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gqa": GQA,
     "mla": MLA,
     "mla without query compression": {**MLA, "q_lora_rank": None},
+    "experts one after the other": {**GQA, "moe_grouped_gemm": False},
     "shared expert": {**GQA, "moe_shared_expert_intermediate_size": 24},
     "biases in experts": {**GQA, "add_bias_linear": True},
     "sinks and window": {

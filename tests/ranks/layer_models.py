@@ -135,7 +135,7 @@ def loss_and_gradients(gpt: GPTModel) -> tuple[torch.Tensor, dict[str, torch.Ten
 
 def own_part(whole: torch.Tensor, parameter: torch.nn.Parameter, *, expert: bool) -> torch.Tensor:
     """The part of the one-rank tensor that this rank's parameter holds."""
-    if expert:
+    if expert and whole.dim() > 1 and whole.shape[0] == 4:  # stacked experts or their biases
         whole = whole.chunk(mpu.get_expert_model_parallel_world_size())[
             mpu.get_expert_model_parallel_rank()
         ]

@@ -17,7 +17,7 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.transformer.moe.experts import TEGroupedMLP
+from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 
@@ -59,7 +59,14 @@ class GroupedLinear(torch.nn.Module):
             torch.empty(num_local_experts, *shape, dtype=config.params_dtype)
         )
         if config.perform_initialization:
-            self._draw(init_method, (output_size, input_size), axis)
+            draw_experts(
+                self.weight.unbind(),
+                init_method,
+                (output_size, input_size),
+                axis,
+                self.stride,
+                pg_collection,
+            )
         self.bias: torch.nn.Parameter | None = None
         if bias:
             self.bias = torch.nn.Parameter(
@@ -87,21 +94,6 @@ class GroupedLinear(torch.nn.Module):
             set_tensor_model_parallel_attributes(
                 self.bias, is_parallel=True, dim=1, stride=self.stride
             )
-
-    @torch.no_grad()
-    def _draw(
-        self, init_method: Callable[[torch.Tensor], object], shape: tuple[int, int], axis: int
-    ) -> None:
-        """Draw every expert's whole weight in turn and keep this rank's part of its own experts."""
-        first = self.ep_group.rank() * self.num_local_experts
-        parts = self.tp_group.size()
-        for expert_id in range(self.num_local_experts * self.ep_group.size()):
-            whole = torch.empty(shape)
-            init_method(whole)
-            local = expert_id - first
-            if 0 <= local < self.num_local_experts:
-                pieces = whole.chunk(parts * self.stride, dim=axis)[self.tp_group.rank() :: parts]
-                self.weight[local].copy_(torch.cat(pieces, dim=axis))
 
     def forward(
         self, x: torch.Tensor, tokens_per_expert: Sequence[int]
@@ -239,6 +231,56 @@ class GroupedMLP(TEGroupedMLP):
             return torch.cat(parts).view(experts, -1, *parts[0].shape[1:])
 
         return ShardedTensorFactory(key, parameter, build, merge, (0, shared_by_tp, dp_rank))
+
+
+class SequentialExperts(SequentialMLP):
+    """Megatron's experts one after the other, starting from the same weights as the grouped ones."""
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: object,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):  # what it draws depends on EP, and is replaced
+            super().__init__(num_local_experts, config, submodules, pg_collection, name)
+        if not config.perform_initialization:
+            return
+        parts = pg_collection.expt_tp.size()
+        gate_and_up = ColumnParallelGroupedLinear.pieces(config)
+        for layer_name, init_method, axis, stride in (
+            ("linear_fc1", config.init_method, 0, gate_and_up),
+            ("linear_fc2", config.output_layer_init_method, 1, 1),
+        ):
+            weights = [getattr(expert, layer_name).weight for expert in self.local_experts]
+            shape = list(weights[0].shape)
+            shape[axis] *= parts
+            draw_experts(weights, init_method, (shape[0], shape[1]), axis, stride, pg_collection)
+
+
+@torch.no_grad()
+def draw_experts(
+    weights: Sequence[torch.Tensor],
+    init_method: Callable[[torch.Tensor], object],
+    shape: tuple[int, int],
+    axis: int,
+    stride: int,
+    pg_collection: ProcessGroupCollection,
+) -> None:
+    """Draw every expert's whole weight of that shape in turn; keep this rank's part of its own experts.
+
+    axis is the one split over the expert-tensor-parallel ranks, stride how many weights lie along it.
+    """
+    parts, part = pg_collection.expt_tp.size(), pg_collection.expt_tp.rank()
+    first = pg_collection.ep.rank() * len(weights)
+    for expert_id in range(len(weights) * pg_collection.ep.size()):
+        whole = torch.empty(shape)
+        init_method(whole)
+        if first <= expert_id < first + len(weights):
+            pieces = whole.chunk(parts * stride, dim=axis)[part::parts]
+            weights[expert_id - first].copy_(torch.cat(pieces, dim=axis))
 
 
 def is_plain_swiglu(config: TransformerConfig) -> bool:

@@ -20,7 +20,7 @@ from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.ssm.gated_delta_net import torch_chunk_gated_delta_rule
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, SequentialMLP
+from megatron.core.transformer.moe.experts import GroupedMLPSubmodules
 
 from moe_bench.mcore.cpu.attention import CoreAttention
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
@@ -28,6 +28,7 @@ from moe_bench.mcore.cpu.experts import (
     ColumnParallelGroupedLinear,
     GroupedMLP,
     RowParallelGroupedLinear,
+    SequentialExperts,
 )
 from moe_bench.mcore.cpu.linear import DuplicatedLinear, LayerNormColumnParallelLinear
 from moe_bench.mcore.cpu.norm import Norm
@@ -82,7 +83,7 @@ class CpuSpecProvider(BackendSpecProvider):
             )
             return partial(GroupedMLP, submodules=grouped)
         sequential = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        return partial(SequentialMLP, submodules=sequential)
+        return partial(SequentialExperts, submodules=sequential)
 
     def activation_func(self) -> None:
         """Return None: the activation is config.activation_func."""
