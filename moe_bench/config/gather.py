@@ -71,7 +71,12 @@ def gather(request: Request) -> Gathered:
     given = _given(request, flags)
     environment = _for_bash(request, given)
     files = _conf_files(request, environment)
-    conf = run_confs(files, environment, lambda path: _shown(Path(path), request.project))
+    try:
+        conf = run_confs(files, environment, lambda path: _shown(Path(path), request.project))
+    except ConfigError:
+        if "TRAINING_PARAMS_PATH" not in given:  # a table that lacks MODEL says less than we can
+            _check_model(_model_path(given, request.project), given, request.project)
+        raise
     knobs = _knobs(given, conf)
     model = knobs["MODEL"].value
     path = Path(knobs["TRAINING_PARAMS_PATH"].value)
@@ -208,9 +213,13 @@ def _with_given_origin(given: Setting, after: Setting) -> Setting:
     return replace(after, overrode=lost)
 
 
+def _model_path(knobs: Mapping[str, Setting], project: Path) -> Path:
+    return project / MODELS / f"{knobs['MODEL'].value}.yaml"
+
+
 def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> None:
     model = knobs["MODEL"]
-    if path != project / MODELS / f"{model.value}.yaml" or path.exists():
+    if path != _model_path(knobs, project) or path.exists():
         return
     known = names_in(project / MODELS, ".yaml")
     guess = nearest(model.value, known)

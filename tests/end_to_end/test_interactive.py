@@ -1,0 +1,111 @@
+"""`interactive_benchmarking.sh` as a user runs it: one run that ends, one that is interrupted, one that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from moe_bench.config.run import ResolvedRun
+from moe_bench.results.reader import read_steps
+from tests.support.projects import REPOSITORY
+
+SCRIPT = ["bash", str(REPOSITORY / "interactive_benchmarking.sh"), "--mock-data"]
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    given = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    given |= {
+        "MOE_BENCH_PYTHON": sys.executable,
+        "OUTPUT_PATH": str(tmp_path / "runs dir"),
+        "RUN_ID": "run",
+    }
+    return given | {"MOE_BENCH_DEVICE": "cpu", "MODEL": "Tiny-Qwen3", "SEQ_LEN": "64"} | more
+
+
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "runs dir" / "run"
+
+
+def test_a_run_with_two_expert_ranks_trains_records_and_summarizes(tmp_path: Path) -> None:
+    given = environment(tmp_path, TRAIN_ITERS="4", EP="2")
+    done = subprocess.run(
+        [*SCRIPT, "--eval-iters", "0"],
+        env=given,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = read_steps(run_dir(tmp_path)).records
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    run = ResolvedRun.from_json((run_dir(tmp_path) / "run.json").read_bytes())
+    assert run.args["--expert-model-parallel-size"].value == "2"
+    assert str(run_dir(tmp_path)) in done.stdout
+    dry = subprocess.run(
+        [*SCRIPT, "--eval-iters", "0"],
+        env=given | {"DRY_RUN": "1"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert dry.stdout == (run_dir(tmp_path) / "launch.sh").read_text(), (
+        "the dry run shows other bytes than ran"
+    )
+
+
+def test_an_interrupt_stops_the_ranks_and_closes_the_record(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        SCRIPT,
+        env=environment(tmp_path, TRAIN_ITERS="5000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step "):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    said += process.stdout.readlines()
+    assert process.wait(timeout=60) == 130, "".join(said)
+    ends = [
+        json.loads(line)
+        for path in (run_dir(tmp_path) / "results").glob("events*.jsonl")
+        for line in path.read_text().splitlines()
+        if '"event":"end"' in line
+    ]
+    assert ends
+    left = subprocess.run(
+        ["pgrep", "-f", str(run_dir(tmp_path))], capture_output=True, text=True, check=False
+    )
+    assert left.stdout == ""
+
+
+def test_a_failing_rank_is_shown_in_its_own_words(tmp_path: Path) -> None:
+    flags = [
+        "--load",
+        str(tmp_path / "nowhere"),
+        "--exit-on-missing-checkpoint",
+        "--save-interval",
+        "10",
+    ]
+    done = subprocess.run(
+        [*SCRIPT, *flags],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: the run failed" in done.stderr
+    assert "logs" in done.stderr
