@@ -21,7 +21,6 @@ from moe_bench.config.model_file import Entry
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
 
-
 _CONFS = ("cluster", "runtime", "common")
 
 

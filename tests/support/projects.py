@@ -16,7 +16,7 @@ CPU = Machine(device="cpu", gpus=0, cores=8)
 GPUS = Machine(device="cuda", gpus=8, cores=64)
 
 TABLE = """
-export TP=${TP:-1} 
+export TP=${TP:-1}
 export PP=${PP:-1}
 export EP=${EP:-1}
 export CP=${CP:-1}

@@ -156,7 +156,7 @@ def test_false_first_and_last_stages_are_none(project: Project) -> None:
 def test_long_sequences_raise_the_positions(project: Project) -> None:
     assert values(project, {"SEQ_LEN": "8192"})["--max-position-embeddings"] == "8192"
     assert values(project, {"SEQ_LEN": "1024"})["--max-position-embeddings"] == "4096"
-    with pytest.raises(ConfigError, match="--max-position-embeddings 64 .* is smaller than"):
+    with pytest.raises(ConfigError, match=r"--max-position-embeddings 64 .* is smaller than"):
         project.resolve({}, ["--max-position-embeddings", "64"])
 
 

@@ -28,7 +28,7 @@ def test_an_equals_sign_within_the_value_stays() -> None:
 
 
 def test_a_word_before_any_flag_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'8' .* belongs to no flag"):
+    with pytest.raises(ConfigError, match=r"'8' .* belongs to no flag"):
         parse(["8", "--a"])
 
 

@@ -138,7 +138,7 @@ def test_a_run_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
     plan = LocalLauncher(project=tmp_path, python="python", device="cpu").render(run)
     directory.create(run, plan)
     before = (run.run_dir / "run.json").stat().st_mtime_ns
-    with pytest.raises(LaunchError, match="RUN_ID=run: .* exists already and is left alone"):
+    with pytest.raises(LaunchError, match=r"RUN_ID=run: .* exists already and is left alone"):
         directory.create(run, plan)
     assert (run.run_dir / "run.json").stat().st_mtime_ns == before
 
