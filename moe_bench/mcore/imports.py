@@ -26,17 +26,23 @@ def import_megatron(*, checkout: Path | None, on_cpu: bool) -> None:
         lend_compiled_helper(checkout)
     with quiet_about_gpu_libraries():
         try:
-            importlib.import_module("megatron.training")
+            for name in _needed(checkout=checkout, on_cpu=on_cpu):
+                importlib.import_module(name)
         except ImportError as error:
             where = f"MEGATRON_PATH={checkout}" if checkout else "the installed megatron-core"
             raise ArgumentsError(
-                f"{where} cannot be imported: {error}; it needs that package at a version which suits this release"
+                f"{where} cannot be used here: {error}; install a missing package, or use a Megatron of the 0.19 line, "
+                "which the layers for a CPU are written against"
             ) from error
-        if checkout is None:
-            importlib.import_module("moe_bench.mcore.entry")
-        importlib.import_module("moe_bench.mcore.recording")
-        if on_cpu:
-            importlib.import_module("moe_bench.mcore.cpu.spec")
+
+
+def _needed(*, checkout: Path | None, on_cpu: bool) -> Iterator[str]:
+    yield "megatron.training"
+    if checkout is None:
+        yield "moe_bench.mcore.entry"
+    yield "moe_bench.mcore.recording"
+    if on_cpu:
+        yield "moe_bench.mcore.cpu.spec"
 
 
 @contextlib.contextmanager
