@@ -1,6 +1,7 @@
 """Runs checkpoints under Megatron on CPU ranks: imports once, then forks the ranks of each case.
 
-usage: checkpoint_ranks.py CASES.json   [{"name", "world_size", "argv", "tokens": file, "out": file, "patch": bool}]
+usage: checkpoint_ranks.py CASES.json   [{"world_size", "argv", "tokens": file, "out": file, ...}]
+A case with "train" trains and saves as its argv says instead.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -24,7 +26,7 @@ from moe_bench.mcore.cpu.spec import reference_layers  # noqa: E402
 
 def main(cases_file: Path) -> None:
     torch.set_num_threads(1)
-    import moe_bench.mcore.checkpoint  # noqa: F401, PLC0415 - imported before the ranks fork
+    import moe_bench.mcore.checkpoint  # noqa: F401 - imported before the ranks fork
 
     for case in json.loads(cases_file.read_text()):
         run_case(case)
@@ -50,8 +52,16 @@ def run_case(case: dict) -> None:
                 sys.stderr.flush()
                 os._exit(code)
         children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    Path(case["out"] + ".codes").write_text(json.dumps(codes))
+    codes = dict.fromkeys(children, 0)
+    waiting = set(children)
+    while waiting:
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        waiting.discard(pid)
+        if codes[pid]:  # the others would wait for it for ever
+            for other in waiting:
+                os.kill(other, signal.SIGKILL)
+    Path(case["out"] + ".codes").write_text(json.dumps(list(codes.values())))
 
 
 def run_rank(case: dict, rank: int, port: int) -> None:
@@ -66,13 +76,17 @@ def run_rank(case: dict, rank: int, port: int) -> None:
     )
     sys.argv = ["checkpoint_ranks.py", *case["argv"]]
     embedding.install(local_world_size=case["world_size"])
-    from moe_bench.mcore import checkpoint  # noqa: PLC0415
+    from moe_bench.mcore import checkpoint, entry
 
     with contextlib.ExitStack() as stack:
         if case.get("spec", "cpu") == "cpu":
             stack.enter_context(reference_layers())
         if case.get("without_phantom_norm"):
             stack.enter_context(checkpoint.NO_PHANTOM_QUERY_NORM.applied())
+        if case.get("train"):
+            with checkpoint.COMPILED_HELPERS.applied():
+                entry.train(entry.parse())
+            return
         stages = checkpoint.load_model()
         found = checkpoint.logits(stages, torch.load(case["tokens"], weights_only=True))
         first = torch.distributed.get_rank(checkpoint.mpu.get_data_parallel_group()) == 0

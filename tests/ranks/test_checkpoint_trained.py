@@ -1,0 +1,59 @@
+"""A checkpoint that Megatron itself trained and saved, cut by its layout, exports to a model that transformers loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
+from moe_bench.checkpoint.importing import CARRIED
+from moe_bench.checkpoint.torch_dist import open_torch_dist
+from moe_bench.checkpoint.verifying import damaged_chunks
+from tests.ranks import test_checkpoint_logits as logits_tests
+from tests.ranks.test_checkpoint_logits import BOUND, HERE, Case, run_listed, spelled
+
+STEPS = "--train-iters 3 --lr 1e-2 --save-interval 3 --eval-interval 1000 --no-save-rng --num-workers 0 --split 100,0,0".split()
+CUT = {
+    "mixtral": Case("mixtral", "TP2"),
+    "dsv3": Case("dsv3", "PP2 uneven"),
+}
+
+models = logits_tests.models
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.timeout(280)
+def test_trained_weights_reach_transformers_with_the_same_logits(
+    models: Path, tmp_path: Path
+) -> None:
+    listed = []
+    for family, case in CUT.items():
+        saved = tmp_path / f"{family}-trained"
+        train = spelled(case, models, tmp_path)
+        train["train"] = True
+        train["argv"] += [*STEPS, "--save", str(saved)]
+        train["out"] = str(tmp_path / f"{family}-train")
+        read = spelled(Case(family), models, tmp_path)
+        read["argv"] += ["--load", str(saved)]
+        listed += [train, read]
+    log = run_listed(listed, tmp_path)
+    for family, read in zip(CUT, listed[1::2], strict=True):
+        trained = tmp_path / f"{family}-trained"
+        assert trained.is_dir(), log[-3000:]
+        checkpoint = open_torch_dist(trained)
+        assert any(key.startswith(("optimizer", "chained_")) for key in checkpoint.tensors)
+        assert all(problem is None for _, problem in damaged_chunks(checkpoint))
+        config = tmp_path / f"{family}-te-auto" / CARRIED
+        plan = plan_export(trained, config, ExportOptions())
+        run_export(plan, tmp_path / f"{family}-hf", ExportOptions())
+        found, before = torch.load(read["out"]), torch.load(models / f"{family}.logits.pt")
+        assert float((found - before).abs().max()) > 1e-3, "training changed nothing"
+        out = tmp_path / f"{family}.pt"
+        script = [sys.executable, "-W", "ignore", str(HERE / "make_hf_models.py")]
+        arguments = [str(tmp_path / f"{family}-hf"), str(models / f"{family}.tokens.pt"), str(out)]
+        subprocess.run([*script, *arguments], check=True, capture_output=True, timeout=100)
+        assert float((found - torch.load(out)).abs().max()) <= BOUND
