@@ -37,7 +37,7 @@ COMMON = f"""
 --moe-token-dispatcher-type alltoall --use-mcore-models --use-distributed-optimizer --lr 3e-4 --lr-decay-style constant
 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0 --attention-dropout 0 --hidden-dropout 0 --mock-data
 --tokenizer-type NullTokenizer --vocab-size 257 --make-vocab-size-divisible-by 64 --num-workers 0 --split 100,0,0
---no-create-attention-mask-in-dataloader --eval-iters 0 --log-interval 10 --transformer-impl local
+--no-create-attention-mask-in-dataloader --eval-iters 0 --eval-interval 100000 --log-interval 10 --transformer-impl local
 --distributed-backend gloo --use-cpu-initialization --no-rope-fusion --no-bias-swiglu-fusion --no-masked-softmax-fusion
 --no-gradient-accumulation-fusion --no-persist-layer-norm --no-bias-dropout-fusion
 """
@@ -137,6 +137,7 @@ def be_megatron(options: argparse.Namespace) -> None:
 
     from moe_bench.mcore import entry
     from moe_bench.mcore.cpu.spec import reference_layers
+    from moe_bench.mcore.patches import COMPILED_HELPERS
 
     torch.set_num_threads(options.threads)
     sys.argv = ["pretrain", *COMMON.split(), *MEGATRON[options.model].split()]
@@ -148,7 +149,7 @@ def be_megatron(options: argparse.Namespace) -> None:
         return train_step(*args, **kwargs)
 
     training.train_step = when_it_is_our_turn
-    with reference_layers():
+    with reference_layers(), COMPILED_HELPERS.applied():
         entry.train(entry.parse())
 
 
