@@ -71,7 +71,7 @@ def test_both_forms_of_the_common_state_are_there(release: Path) -> None:
     assert torch.load(io.BytesIO(raw), weights_only=True) == [COMMON]
 
 
-def test_a_chunk_that_torch_saved_is_read(release: Path, tmp_path: Path) -> None:
+def test_a_chunk_that_torch_saved_is_read(tmp_path: Path) -> None:
     """With its zip64 records and a view into a larger storage."""
     big = torch.arange(24, dtype=torch.bfloat16).view(4, 6)
     stream = io.BytesIO()

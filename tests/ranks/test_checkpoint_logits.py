@@ -6,8 +6,10 @@ before loading, loading is strict about missing keys, and the bound is 5e-6 in f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -34,7 +36,10 @@ LAYOUTS: dict[str, tuple[int, str]] = {
         "--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|t|tt|tL",
     ),
     "EP4, one expert a rank": (4, "--expert-model-parallel-size 4"),
-    "ETP2": (2, "--tensor-model-parallel-size 2 --expert-tensor-parallel-size 2 --sequence-parallel"),
+    "ETP2": (
+        2,
+        "--tensor-model-parallel-size 2 --expert-tensor-parallel-size 2 --sequence-parallel",
+    ),
     "CP2": (2, "--context-parallel-size 2"),
 }
 FAMILIES = ("mixtral", "qwen3", "qwen2", "dsv2lite", "dsv2", "dsv3", "moonlight", "glm", "gpt_oss")
@@ -72,7 +77,9 @@ TRAPS = {
     "local keys, local spec": Case("qwen3", dialect="local", spec="local", strictness="raise_all"),
     "both keys, local spec": Case("qwen3", dialect="both", spec="local"),
     "TE keys, local spec": Case("qwen3", dialect="te", spec="local"),
-    "per-layer keys, list": Case("mixtral", layer_keys="per-layer", more=["--moe-layer-freq", "[1]*5"]),
+    "per-layer keys, list": Case(
+        "mixtral", layer_keys="per-layer", more=["--moe-layer-freq", "[1]*5"]
+    ),
     "stacked keys, list": Case("mixtral", layer_keys="stacked", more=["--moe-layer-freq", "[1]*5"]),
     "phantom norm": Case("dsv2lite", without_phantom_norm=False),
 }
@@ -109,21 +116,34 @@ def spelled(case: Case, models: Path, folder: Path) -> dict[str, Any]:
 def run_cases(cases: list[Case], models: Path, folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     """Logits by case name (absent where Megatron refused), and what the ranks said."""
     listed = [spelled(case, models, folder) for case in cases]
-    (folder / "cases.json").write_text(json.dumps(listed))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "checkpoint_ranks.py"), str(folder / "cases.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
+    log = run_listed(listed, folder)
     found = {
         case.name: torch.load(entry["out"], weights_only=True)
         for case, entry in zip(cases, listed, strict=True)
         if Path(entry["out"]).exists()
     }
-    return found, done.stdout + done.stderr
+    return found, log
+
+
+def run_listed(listed: list[dict[str, Any]], folder: Path) -> str:
+    """Run the rank program's list; return what the ranks said."""
+    (folder / "cases.json").write_text(json.dumps(listed))
+    program = [sys.executable, "-W", "ignore", str(HERE / "checkpoint_ranks.py")]
+    with (folder / "ranks.log").open("w+") as log:
+        process = subprocess.Popen(
+            [*program, str(folder / "cases.json")],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=1500)
+        finally:  # Megatron's checkpoint writers outlive the ranks that saved
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        log.seek(0)
+        return log.read()
 
 
 def distance(found: torch.Tensor, models: Path, family: str) -> float:
@@ -133,7 +153,9 @@ def distance(found: torch.Tensor, models: Path, family: str) -> float:
 
 
 @pytest.fixture(scope="session")
-def quick(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], str]:
+def quick(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, torch.Tensor], str]:
     cases = [Case(family, layout) for family, layout in QUICK] + list(TRAPS.values())
     return run_cases(cases, models, tmp_path_factory.mktemp("ranks"))
 
