@@ -58,3 +58,24 @@ COMPILED_HELPERS = Patch(
     reason="it runs make, which needs a Makefile that the wheel lacks; the wheel's helper is compiled already",
     remove_when="compile_helpers accepts a helper that is importable",
 )
+
+
+def _without_gradients(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        import torch  # noqa: PLC0415 - known only where Megatron is
+
+        with torch.no_grad():
+            return original(*args, **kwargs)
+
+    return load_checkpoint
+
+
+LOAD_WITHOUT_GRADIENTS = Patch(
+    module="megatron.training.training",
+    attribute="load_checkpoint",
+    make=_without_gradients,
+    upstream="megatron/core/optimizer/distrib_optimizer.py _set_main_param_and_optimizer_states, 0.19.2",
+    reason="it copies into fp32 parameters in place, which torch refuses while gradients are recorded",
+    remove_when="the copy is made under no_grad",
+)

@@ -74,13 +74,14 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
     """
     import torch  # noqa: PLC0415
 
-    from moe_bench.mcore.patches import COMPILED_HELPERS  # noqa: PLC0415
+    from moe_bench.mcore.patches import COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS  # noqa: PLC0415
 
     torch.set_num_threads(context.threads)
     sys.argv = ["pretrain_gpt.py", *_without_wandb(context, argv), *_profiling_flags(context, argv)]
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(_recorder(context, embedding)) if context.run_dir else None
         stack.enter_context(COMPILED_HELPERS.applied())
+        stack.enter_context(LOAD_WITHOUT_GRADIENTS.applied())
         if embedding is not None:
             _announce(context, embedding, stack, recorder)
         if recorder is not None:

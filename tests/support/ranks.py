@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import selectors
@@ -67,6 +68,7 @@ def _fork(
         os.close(writing)
         return child, reading
     os.close(reading)
+    os.setpgid(0, 0)  # what Megatron starts beside a rank (its checkpoint writer) is ended with it
     outcome: tuple[bool, Any] = (False, "the rank left without an outcome")
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -130,6 +132,8 @@ def _collect(ranks: list[tuple[int, int]], timeout_s: float) -> list[Any]:
                 os.kill(process, signal.SIGKILL)
             os.close(descriptor)
             os.waitpid(process, 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
     return [results[descriptor] for _, descriptor in ranks]
 
 

@@ -52,7 +52,7 @@ class Training:
 
 def train(argv: list[str], world_size: int, run_dir: Path) -> Training:
     """Run Megatron's pretraining on `world_size` ranks; `run_dir` gets its record."""
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
 
     def body() -> None:
         from moe_bench.mcore.cpu.embedding import install

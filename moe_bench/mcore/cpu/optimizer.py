@@ -35,6 +35,48 @@ class FusedAdam(torch.optim.Adam):
             fused=True,
             decoupled_weight_decay=adam_w_mode,
         )
+        self._loaded_counts: dict[torch.Tensor, float] = {}
+
+    def step(self, closure: Any = None) -> Any:
+        """Take one step. A state that Megatron has made without a step count (init_state_fn) counts from 0."""
+        self._complete_states(only_begun=True)
+        for parameter, count in self._loaded_counts.items():
+            self.state[parameter]["step"] = torch.tensor(count, dtype=torch.float32)
+        self._loaded_counts.clear()
+        return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every parameter, zeros before the first step.
+
+        Megatron asks a fresh optimizer for its state before it loads one, and wants one step count in it
+        (megatron/core/optimizer/distrib_optimizer.py, 0.19.2, DistributedOptimizer.state_dict without Apex or TE).
+        """
+        self._complete_states(only_begun=False)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load, and keep the step counts for the next step.
+
+        Megatron's DistributedOptimizer hands over one tensor as the count of every parameter, and afterwards copies
+        every tensor of a state from the checkpoint, where the count is a fresh optimizer's
+        (_set_main_param_and_optimizer_states, 0.19.2); with Apex and TE the count is not in the state.
+        """
+        super().load_state_dict(state_dict)
+        self._loaded_counts = {
+            p: float(state["step"]) for p, state in self.state.items() if "step" in state
+        }
+
+    def _complete_states(self, *, only_begun: bool) -> None:
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            state = self.state.get(parameter)
+            if state is not None and "step" in state:
+                continue
+            if only_begun and not state:
+                continue
+            state = self.state[parameter]
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state.setdefault(name, torch.zeros_like(parameter))
 
 
 def scale_tensors(

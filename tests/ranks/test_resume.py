@@ -1,0 +1,32 @@
+"""A training that stops and goes on from its checkpoint makes the steps that an unbroken one makes, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.training import CPU_FLAGS, QWEN3_LIKE, train
+
+STEPS = 8
+WAYS = {
+    "one-rank": (1, ""),
+    "ep2-distributed-optimizer": (
+        2,
+        "--expert-model-parallel-size 2 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+    ),
+    "dp2-distributed-optimizer-bf16": (2, "--use-distributed-optimizer --bf16"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_going_on_from_a_checkpoint_equals_never_stopping(way: str, tmp_path: Path) -> None:
+    world_size, flags = WAYS[way]
+    argv = [*CPU_FLAGS, *QWEN3_LIKE, *flags.split(), "--train-iters", str(STEPS)]
+    unbroken = train(argv, world_size, tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    saving = [*argv, "--save", str(broken / "checkpoints"), "--save-interval", "5"]
+    train([*saving, "--exit-interval", "5"], world_size, broken)
+    resumed = train(saving, world_size, broken)  # loads its own checkpoint without being told
+    assert len(resumed.losses) == STEPS
+    assert resumed == unbroken
