@@ -42,7 +42,9 @@ def _window(config: Mapping[str, Any]) -> list[str]:
     if not window or "sliding_attention" not in kinds:
         return []
     if kinds != ["full_attention" if i % 2 else "sliding_attention" for i in range(len(kinds))]:
-        raise CheckpointError("config.json: layer_types is not alternately sliding and full; it has no Megatron flags here")
+        raise CheckpointError(
+            "config.json: layer_types is not alternately sliding and full; it has no Megatron flags here"
+        )
     return ["--window-size", f"{window - 1},0", "--window-attn-skip-freq", "2"]
 
 

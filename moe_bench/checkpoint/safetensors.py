@@ -76,12 +76,11 @@ def _refuse_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
-    problem = f"{path}: tensor {name!r}: the header's entry is malformed: {entry!r}"
-    if not isinstance(entry, Mapping):
-        raise CheckpointError(problem)
+    if not isinstance(entry, dict):
+        raise CheckpointError(_malformed(path, name, entry))
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
-        raise CheckpointError(problem)
+        raise CheckpointError(_malformed(path, name, entry))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}")
     first, last = offsets
@@ -94,8 +93,12 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
     return StoredTensor(path, dtype, tuple(shape), start + first, expected)
 
 
+def _malformed(path: Path, name: str, entry: object) -> str:
+    return f"{path}: tensor {name!r}: the header's entry is malformed: {entry!r}"
+
+
 def _naturals(values: object) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    return isinstance(values, list) and all([type(v) is int and v >= 0 for v in values])  # noqa: C419 - hot
 
 
 def _check_tiling(path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:

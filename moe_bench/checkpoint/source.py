@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,21 @@ def _weight_files(root: Path) -> list[str]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(_plain_name(name) for name in table.values()):
+    if not isinstance(table, dict) or not _plain_names(table.values()):
         raise CheckpointError(
             f"{index}: weight_map must map tensor names to file names in the same folder"
         )
     return table
 
 
-def _plain_name(name: object) -> bool:
-    return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name
+def _plain_names(names: Iterable[object]) -> bool:
+    try:
+        different = set(names)
+    except TypeError:
+        return False
+    return all(
+        isinstance(n, str) and n.endswith(".safetensors") and "/" not in n for n in different
+    )
 
 
 def _add(tensors: dict[str, StoredTensor], found: Mapping[str, StoredTensor]) -> None:

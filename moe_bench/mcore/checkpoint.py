@@ -113,7 +113,7 @@ def _whole(output: torch.Tensor) -> torch.Tensor:
 
 
 def _without_query_norm(resolver: type) -> type:
-    class WithoutPhantomQueryNorm(resolver):  # type: ignore[valid-type,misc]
+    class WithoutPhantomQueryNorm(resolver):
         """A query that is not compressed has no norm of its own, as in DeepSeek-V2-Lite and Moonlight."""
 
         def resolve(self) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def test_an_error_names_the_tensor_and_exits_2_without_a_traceback(tmp_path: Pat
     hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
     (hf / "config.json").write_text(json.dumps({**hf_models.MIXTRAL, "vocab_size": 40}))
     command = [sys.executable, "-m", "moe_bench", "convert", "import", str(hf), str(tmp_path / "o")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "model.embed_tokens.weight" in done.stderr

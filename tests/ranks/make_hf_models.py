@@ -1,6 +1,7 @@
 """Tiny random models of awkward shapes, written by transformers, with its own logits on random tokens.
 
-usage: make_hf_models.py OUT    OUT/NAME/{config.json, *.safetensors}, OUT/NAME.tokens.pt, OUT/NAME.logits.pt
+usage: make_hf_models.py OUT                  OUT/NAME/{config.json, *.safetensors}, OUT/NAME.{tokens,logits}.pt
+       make_hf_models.py MODEL TOKENS LOGITS  logits of a model that was not made here
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def configs() -> dict[str, PreTrainedConfig]:
         "dsv2lite": DeepseekV2Config(
             **MLA, first_k_dense_replace=1, q_lora_rank=None, num_experts_per_tok=2
         ),
-        "dsv2": DeepseekV2Config(**MLA, first_k_dense_replace=1, q_lora_rank=18, num_experts_per_tok=2),
+        "dsv2": DeepseekV2Config(
+            **MLA, first_k_dense_replace=1, q_lora_rank=18, num_experts_per_tok=2
+        ),
         "dsv3": DeepseekV3Config(**MLA, **GROUPS, first_k_dense_replace=3, q_lora_rank=18),
         "moonlight": DeepseekV3Config(
             **MLA,
@@ -111,7 +114,9 @@ def configs() -> dict[str, PreTrainedConfig]:
 def make(name: str, config: PreTrainedConfig, out: Path) -> None:
     """Save the model and its logits; every parameter is far from its initial value, so that a swap shows."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
@@ -126,6 +131,17 @@ def make(name: str, config: PreTrainedConfig, out: Path) -> None:
     torch.save(tokens, out / f"{name}.tokens.pt")
 
 
-if __name__ == "__main__":
+def read(folder: str, tokens: str, logits: str) -> None:
+    """Load a model as any user would, and save its logits."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        torch.save(model.eval()(torch.load(tokens, weights_only=True)).logits, logits)
+
+
+if __name__ == "__main__" and len(sys.argv) == 4:
+    read(*sys.argv[1:])
+elif __name__ == "__main__":
     for model_name, model_config in configs().items():
         make(model_name, model_config, Path(sys.argv[1]))

@@ -82,7 +82,12 @@ DEEPSEEK_V2 = {
     "first_k_dense_replace": 1,
 }
 DEEPSEEK_V2_LITE = {**DEEPSEEK_V2, "q_lora_rank": None}
-MOONLIGHT = {**DEEPSEEK_V3, "q_lora_rank": None, "num_nextn_predict_layers": 0, "first_k_dense_replace": 1}
+MOONLIGHT = {
+    **DEEPSEEK_V3,
+    "q_lora_rank": None,
+    "num_nextn_predict_layers": 0,
+    "first_k_dense_replace": 1,
+}
 GLM = {
     **GQA,
     "architectures": ["Glm4MoeForCausalLM"],
@@ -139,7 +144,14 @@ def _attention(c: dict[str, Any], kind: str) -> dict[str, tuple[int, ...]]:
     H, A = c["hidden_size"], c["num_attention_heads"]
     if kind.startswith("Deepseek"):
         q, kv, n, r, v = (
-            c[k] for k in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+            c[k]
+            for k in (
+                "q_lora_rank",
+                "kv_lora_rank",
+                "qk_nope_head_dim",
+                "qk_rope_head_dim",
+                "v_head_dim",
+            )
         )
         query = {
             "q_a_proj.weight": (q, H),
@@ -248,7 +260,9 @@ def quantize(tensors: Tensors, block: int, seed: int = 1) -> Tensors:
     return out
 
 
-def write_model(folder: Path, config: Mapping[str, Any], tensors: Tensors, *, shards: int = 2) -> Path:
+def write_model(
+    folder: Path, config: Mapping[str, Any], tensors: Tensors, *, shards: int = 2
+) -> Path:
     """config.json, a tokenizer file, the shards and their index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -256,7 +270,9 @@ def write_model(folder: Path, config: Mapping[str, Any], tensors: Tensors, *, sh
     names = list(tensors)
     weight_map = {}
     for i in range(shards):
-        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
+        file = (
+            f"model-{i + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
+        )
         write_file(folder / file, {name: tensors[name] for name in names[i::shards]})
         weight_map |= dict.fromkeys(names[i::shards], file)
     if shards > 1:
