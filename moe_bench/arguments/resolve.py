@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -98,8 +97,6 @@ def _checked(run: ResolvedRun, flags: Flags, request: Request) -> ResolvedRun:
 
 def _lint(run: ResolvedRun, flags: Flags, request: Request) -> list[Finding]:
     """What the interaction rules find: the project's, and the user's in lint_rules/ and MOE_BENCH_RULES."""
-    if importlib.util.find_spec("moe_bench.arguments.lint") is None:
-        return []
     from moe_bench.arguments.lint import all_rules, lint, versions_here  # noqa: PLC0415
 
     rules_in_force = all_rules(request.project, request.environment.get("MOE_BENCH_RULES", ""))

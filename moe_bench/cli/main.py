@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -18,7 +18,7 @@ class VerbGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Each module beside this one is a verb."""
-        names = (module.name for module in pkgutil.iter_modules(cli.__path__))
+        names = (path.stem for path in Path(cli.__path__[0]).glob("*.py"))
         return sorted(name for name in names if name != "main" and not name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

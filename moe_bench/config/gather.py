@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,9 @@ def gather(request: Request) -> Gathered:
     environment = _for_bash(request, given)
     files = _conf_files(request, environment)
     try:
-        conf = run_confs(files, environment, lambda path: _shown(Path(path), request.project))
+        conf = run_confs(
+            files, environment, functools.cache(lambda path: _shown(Path(path), request.project))
+        )
     except ConfigError:
         if "TRAINING_PARAMS_PATH" not in given:  # a table that lacks MODEL says less than we can
             _check_model(_model_path(given, request.project), given, request.project)
