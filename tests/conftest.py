@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Megatron compiles small functions when it is imported; nothing here is compiled for a GPU.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 # A shell ignores SIGINT in what it starts in the background, and a program keeps that for its children: without this, the
 # tests of Ctrl-C would fail when the suite itself runs in the background.

@@ -8,6 +8,9 @@ source "$WORKSPACE/moe_bench/bootstrap.sh"
 bootstrap dev
 cd "$WORKSPACE"
 if [[ $# -gt 0 ]]; then exec "$PYTHON" -m pytest "$@"; fi
-# Unit tests are many and short: one worker a core. The others start ranks of their own, so they run one by one.
-"$PYTHON" -m pytest -q -n 2 -m "not slow and not gpu" tests/unit
-exec "$PYTHON" -m pytest -q --durations=15 -m "not slow and not gpu" --ignore=tests/unit tests
+suite() { "$PYTHON" -m pytest -q --durations=10 -m "not slow and not gpu" "$@"; }
+# Unit tests are many and short: one worker a core. The others start ranks of their own, so they run one by one; those of
+# tests/ranks fork from a process that has imported Megatron behind the embedding, which no other test may do before.
+suite -n 2 tests/unit
+suite tests/end_to_end tests/cluster
+suite tests/ranks
