@@ -25,7 +25,8 @@ class Feature:
     reason: str
 
 
-_NO_TE = "Transformer Engine computes on CUDA only"
+_TE = "Transformer Engine"
+_NO_TE = f"{_TE} computes on CUDA only"
 FEATURES = (
     Feature(
         flags=(
@@ -154,12 +155,12 @@ _OFF = (
 def for_machine(
     run: ResolvedRun, machine: Machine, *, asked: str | None, knows: Callable[[str], bool]
 ) -> ResolvedRun:
-    """The run as this machine can do it; unchanged where there is CUDA.
+    """The run as this machine can do it; unchanged where there are CUDA and Transformer Engine.
 
     `asked`: MOE_BENCH_DEVICE of the caller. Raises ConfigError for a run that is neither Tiny nor a rehearsal.
     """
     if machine.device == "cuda":
-        return run
+        return run if machine.transformer_engine else _without_transformer_engine(run, knows)
     for flag in REFUSED:
         if flag in run.args:
             raise ConfigError(
@@ -175,6 +176,21 @@ def for_machine(
             changed.add(flag, "true")
     if changed.needed and not (run.rehearsal or run.model.startswith("Tiny-") or asked == "cpu"):
         raise ConfigError(_refusal(run, changed.needed))
+    return replace(
+        run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
+    )
+
+
+def _without_transformer_engine(run: ResolvedRun, knows: Callable[[str], bool]) -> ResolvedRun:
+    """A GPU without Transformer Engine: torch's own operations under NCCL, each thing left out announced."""
+    changed = _Changes(run)
+    for feature in FEATURES:
+        if _TE in feature.reason:
+            changed.leave_out(feature)
+    changed.use_plain_layers("Transformer Engine is not installed here")
+    for flag in _OFF:
+        if knows(flag):
+            changed.add(flag, "true")
     return replace(
         run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
     )
@@ -214,10 +230,7 @@ class _Changes:
 
     def replace_backends(self) -> None:
         """gloo, Megatron's local layers, and weights made on the CPU."""
-        impl = self.args.get("--transformer-impl")
-        if impl is None or impl.value != "local":
-            said = impl.value if impl else "transformer_engine (Megatron's default)"
-            self._say(f"--transformer-impl {said}", "local", _NO_TE)
+        self.use_plain_layers(_NO_TE)
         dispatcher = self.args.get("--moe-token-dispatcher-type")
         if dispatcher is not None and dispatcher.value == "flex":
             self._say(
@@ -226,9 +239,16 @@ class _Changes:
                 "flex moves tokens with CUDA kernels",
             )
             self.add("--moe-token-dispatcher-type", "alltoall")
-        self.add("--transformer-impl", "local")
         self.add("--distributed-backend", "gloo")
         self.add("--use-cpu-initialization", "true")
+
+    def use_plain_layers(self, reason: str) -> None:
+        """The local layers, which this project's reference layers stand in for."""
+        impl = self.args.get("--transformer-impl")
+        if impl is None or impl.value != "local":
+            said = impl.value if impl else "transformer_engine (Megatron's default)"
+            self._say(f"--transformer-impl {said}", "local", reason)
+        self.add("--transformer-impl", "local")
 
     def add(self, flag: str, value: str) -> None:
         """Set a flag, whatever it was."""

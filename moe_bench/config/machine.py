@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ class Machine:
     """CUDA devices this process may use; 0 on a CPU."""
     cores: int
     """CPU cores this process may use."""
+    transformer_engine: bool = True
+    """Whether the interpreter that will run the ranks has Transformer Engine."""
 
 
 def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Machine:
@@ -31,6 +34,7 @@ def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Ma
         device=device,
         gpus=max(gpus, 1) if device == "cuda" else 0,
         cores=len(os.sched_getaffinity(0)),
+        transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
     )
 
 

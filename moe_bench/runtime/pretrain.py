@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import runpy
 import signal
@@ -84,6 +85,8 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
         stack.enter_context(LOAD_WITHOUT_GRADIENTS.applied())
         if embedding is not None:
             _announce(context, embedding, stack, recorder)
+        elif importlib.util.find_spec("transformer_engine") is None:
+            _use_reference_layers(context, stack)
         if recorder is not None:
             stack.enter_context(recorder.hooks())
             stack.enter_context(_graceful_stop(recorder))
@@ -136,6 +139,17 @@ def _run_megatron(context: RankContext) -> None:
     ) as leaving:  # Megatron's way out after a signal, --exit-interval or --exit-duration-in-mins
         if leaving.code:
             raise
+
+
+def _use_reference_layers(context: RankContext, stack: contextlib.ExitStack) -> None:
+    """A GPU without Transformer Engine: Megatron's own local layers refuse much of what the presets need."""
+    from moe_bench.mcore.cpu.spec import reference_layers  # noqa: PLC0415
+
+    layers = stack.enter_context(reference_layers())
+    if context.rank == 0:
+        sys.stdout.write(
+            f"Transformer Engine is not installed: {len(layers)} reference layers in plain torch take its place\n"
+        )
 
 
 def _announce(

@@ -1,0 +1,27 @@
+"""What a machine lacks is replaced aloud, or refused."""
+
+from __future__ import annotations
+
+from moe_bench.arguments import cpu
+from moe_bench.config.machine import Machine
+from tests.support.runs import make_run
+
+
+def test_a_gpu_without_transformer_engine_gets_plain_layers_and_says_so() -> None:
+    asked = {
+        "--num-layers": "2",
+        "--transformer-impl": "transformer_engine",
+        "--moe-permute-fusion": "true",
+    }
+    machine = Machine(device="cuda", gpus=1, cores=2, transformer_engine=False)
+    run = cpu.for_machine(make_run(args=asked), machine, asked=None, knows=lambda _: True)
+    assert run.args["--transformer-impl"].value == "local"
+    assert "--moe-permute-fusion" not in run.args
+    assert "--distributed-backend" not in run.args
+    assert {one.used for one in run.substitutions} == {"local", "the same operations, unfused"}
+
+
+def test_a_gpu_with_transformer_engine_runs_what_was_asked() -> None:
+    run = make_run(args={"--transformer-impl": "transformer_engine"})
+    machine = Machine(device="cuda", gpus=1, cores=2, transformer_engine=True)
+    assert cpu.for_machine(run, machine, asked=None, knows=lambda _: True) == run
