@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 100.0
+TIMEOUT_S = 400.0
 
 
 def run_ranks(
