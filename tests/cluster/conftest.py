@@ -63,7 +63,7 @@ class Cluster:
 
     def node(self, action: str, name: str) -> None:
         """`kill-node` or `start-node` of the fixture's script."""
-        subprocess.run([SCRIPT, action, name], env=self.script_environment, check=True, timeout=60)
+        subprocess.run([SCRIPT, action, name], env=self.script_environment, check=True, timeout=240)
 
 
 @pytest.fixture(scope="session")

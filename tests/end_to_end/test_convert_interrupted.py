@@ -39,7 +39,7 @@ def command(*arguments: object) -> list[str]:
 
 def run(*arguments: object) -> str:
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=60, check=False
+        command(*arguments), capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -123,7 +123,7 @@ def test_two_machines_share_the_work_through_the_folder(hf: Path, tmp_path: Path
         )
         for i in range(2)
     ]
-    words = [node.communicate(timeout=60)[0] for node in nodes]
+    words = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], words
     assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
 
@@ -150,7 +150,7 @@ def test_a_full_disk_is_said_and_the_import_resumes_when_there_is_room(
         ["bash", "-c", 'ulimit -f 2000; trap "" XFSZ; exec "$@"', "-", *command("import", hf, out)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert limited.returncode == 2

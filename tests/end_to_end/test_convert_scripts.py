@@ -25,7 +25,7 @@ def run(script: Path, *arguments: str, **env: str) -> subprocess.CompletedProces
         env={**os.environ, "MOE_BENCH_PYTHON": sys.executable, **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -78,7 +78,7 @@ def test_an_error_names_the_tensor_and_exits_2_without_a_traceback(tmp_path: Pat
     (hf / "config.json").write_text(json.dumps({**hf_models.MIXTRAL, "vocab_size": 40}))
     command = [sys.executable, "-m", "moe_bench", "convert", "import", str(hf), str(tmp_path / "o")]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -35,7 +35,7 @@ def test_command_shown_in_a_page_succeeds(page: str, command: str, tmp_path: Pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, f"{page}: {command}\n{done.stdout}\n{done.stderr}"
 

@@ -76,7 +76,7 @@ def test_an_interrupt_stops_the_ranks_and_closes_the_record(tmp_path: Path) -> N
             os.killpg(process.pid, signal.SIGINT)
             break
     said += process.stdout.readlines()
-    assert process.wait(timeout=60) == 130, "".join(said)
+    assert process.wait(timeout=240) == 130, "".join(said)
     ends = [
         json.loads(line)
         for path in (run_dir(tmp_path) / "results").glob("events*.jsonl")

@@ -68,7 +68,7 @@ def start(run_dir: Path, *flags: str, **environment: str) -> subprocess.Popen[st
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path) -> Ended:
-    said, _ = process.communicate(timeout=100)
+    said, _ = process.communicate(timeout=300)
     return Ended(process.returncode, said, run_dir)
 
 

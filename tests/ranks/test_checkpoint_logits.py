@@ -90,7 +90,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and logits, made by transformers."""
     out = tmp_path_factory.mktemp("models")
     command = [sys.executable, "-W", "ignore", str(HERE / "make_hf_models.py"), str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     return out
 
 
