@@ -143,7 +143,7 @@ def test_a_job_that_cannot_start_says_why_and_is_cancelled(
     ("knobs", "said"),
     [
         ({"PARTITION": "nowhere"}, "sinfo -s"),
-        ({"GPUS_PER_NODE": "64", "MBS": "1", "GBS": "128"}, "compare NNODES"),
+        ({"NODELIST": "n9"}, "Invalid node name"),
         ({"SEGMENT": "2"}, "unset SEGMENT"),
         ({"CONTAINER_IMAGE": "/images/x.sqsh"}, "failed|pyxis"),
     ],
