@@ -34,8 +34,8 @@ exec /venv/bin/python -m moe_bench.runtime.local --nproc 4 -- \
   --micro-batch-size 4 \
   --global-batch-size 8 \
   --train-iters 100 \
-  --lr 3e-3 \
-  --min-lr 3e-4 \
+  --lr 1e-3 \
+  --min-lr 1e-4 \
   --lr-decay-style cosine \
   --lr-decay-iters 100 \
   --lr-warmup-iters 10 \
