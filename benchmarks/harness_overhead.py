@@ -12,6 +12,7 @@ between plain steps, which is the noise floor.
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.end_to_end.test_record import FLAGS

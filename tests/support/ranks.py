@@ -33,7 +33,9 @@ def run_ranks(
     with its traceback, and the others are ended. `body` may be a closure; what it returns is pickled.
     """
     from moe_bench.mcore.cpu.embedding import install
+    from moe_bench.runtime.rank import export_for_cpu
 
+    export_for_cpu()
     with install(local_world_size=world_size), tempfile.TemporaryDirectory() as folder:
         import_megatron()
         ranks = [
