@@ -257,7 +257,8 @@ def _profiling_flags(context: RankContext, argv: Sequence[str]) -> tuple[str, ..
     from moe_bench.mcore.profiling import PER_PHASE_TIMERS  # noqa: PLC0415
 
     asked = any(token.partition("=")[0] == PER_PHASE_TIMERS[0] for token in argv)
-    return () if asked or not context.profile else PER_PHASE_TIMERS
+    profiled = context.profile or environment().get("PROFILE", "0") not in ("", "0")
+    return () if asked or not profiled else PER_PHASE_TIMERS
 
 
 def _flag(argv: Sequence[str], name: str, default: str) -> str:
