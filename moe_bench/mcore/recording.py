@@ -249,6 +249,7 @@ class Recorder:
             self._tap.step = {}
             call.arguments["total_loss_dict"] = self._tap
             result = original(*call.args, **call.kwargs)
+            self._remember_timers()
             self._record(call.arguments, timers_s)
             return result
 
@@ -301,16 +302,19 @@ class Recorder:
         )
 
     def _read_timers(self) -> list[float]:
-        """Seconds since the last step; Megatron resets its timers only at its log interval."""
+        """Seconds of each timer since Megatron last logged."""
+        return [
+            now - self._clock.timers_s.get(name, 0.0)
+            for name, now in zip(TIMERS, self._elapsed(), strict=True)
+        ]
+
+    def _remember_timers(self) -> None:
+        """Where the next step's reading starts: Megatron resets its timers at its log interval only."""
+        self._clock.timers_s = dict(zip(TIMERS, self._elapsed(), strict=True))
+
+    def _elapsed(self) -> list[float]:
         timers = _megatron_timers()._timers
-        readings = []
-        for name in TIMERS:
-            timer = timers.get(name)
-            now = timer.elapsed(reset=False) if timer is not None else 0.0
-            before = self._clock.timers_s.get(name, 0.0)
-            readings.append(now - before if now >= before else now)
-            self._clock.timers_s[name] = now
-        return readings
+        return [timers[n].elapsed(reset=False) if n in timers else 0.0 for n in TIMERS]
 
     def _around_evaluate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
