@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2016
 # Sourced by the scripts of each family. Environment: MODEL (a preset's name), SOURCE_CKPT_PATH (Hugging Face),
 # TARGET_CKPT_PATH (torch_dist, ready for --load), and what `convert import --help` lists, as arguments.
 # MEGATRON_PATH is accepted and not needed: no model is built.

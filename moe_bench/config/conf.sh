@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2016
 # Sources the .conf files given as arguments, in order, in this one shell, and writes to descriptor MOE_BENCH_CONF_FD what
 # they did, as NUL-ended fields: F file (begins), C file line command (about to run), D name value (what the command would
 # have set had the caller not), V name value exported (after a file), E (file done). Values are written, never expanded again.

@@ -98,11 +98,11 @@ def command(source: Path, output: Path, tokenizer: object, workers: int) -> list
 
 @pytest.fixture
 def large_jsonl(tmp_path: Path, documents: list[str]) -> Path:
-    """About 1.5 MB: a second of work for the BPE."""
+    """About 6 MB: some seconds of work for the BPE, so that a kill falls into it."""
     path = tmp_path / "large.jsonl"
     generator = random.Random(3)
     with path.open("w") as target:
-        for number in range(1300):
+        for number in range(5000):
             words = " ".join(generator.choices(documents, k=4))
             target.write(json.dumps({"text": f"{number} {words}"}) + "\n")
     return path
@@ -160,7 +160,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(
     )
     while not (tmp_path / "o.partial" / "0.bin").exists():
         time.sleep(0.02)
-    time.sleep(0.3)
+    time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
@@ -176,7 +176,7 @@ def test_a_killed_run_leaves_no_worker_behind(large_jsonl: Path, tmp_path: Path,
     process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
     while not (tmp_path / "o.partial" / "0.bin").exists():
         time.sleep(0.02)
-    time.sleep(0.3)
+    time.sleep(0.05)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
