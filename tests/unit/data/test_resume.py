@@ -116,12 +116,27 @@ def kill_and_resume(
     output = folder / f"trial{trial}" / "o"
     call = command(source, output, tokenizer, workers=1 + trial % 2)
     for _ in range(2):
-        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         time.sleep(generator.uniform(0.1, seconds))
         process.send_signal(signal.SIGKILL)
         process.wait()
+        wait_for_workers(process.pid)
     subprocess.run(call, check=True, capture_output=True)
     return hashes(output)
+
+
+def wait_for_workers(group: int, patience_s: float = 60) -> None:
+    """A killed run's workers notice within moments; until then its output is theirs."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("workers outlived their run")
 
 
 def run_trials(trials: range, source: Path, folder: Path, tokenizer: Path) -> None:
