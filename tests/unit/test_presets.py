@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,9 @@ def test_megatron_0_11_is_not_given_flags_it_lacks() -> None:
 
 def test_the_confs_pass_shellcheck() -> None:
     done = subprocess.run(
-        ["shellcheck", *map(str, CONFS)], capture_output=True, text=True, check=False
+        [str(Path(sys.executable).with_name("shellcheck")), *map(str, CONFS)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def test_scripts_are_golden(name: str) -> None:
 @pytest.mark.parametrize("name", GOLDEN_RUNS)
 def test_scripts_are_accepted_by_shellcheck(name: str) -> None:
     done = subprocess.run(
-        ["shellcheck", str(GOLDEN / f"{name}.sh")], capture_output=True, text=True, check=False
+        [str(Path(sys.executable).with_name("shellcheck")), str(GOLDEN / f"{name}.sh")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
