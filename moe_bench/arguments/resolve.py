@@ -51,7 +51,7 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
         knobs=knobs,
         env=_env(gathered, variables, facts, request, identity),
         args=_emitted(fold([*said, *rules.derived_args(facts)])),
-        notes=(*_overridden_notes(knobs), *_release_notes(knobs, flags)),
+        notes=(*gathered.notes, *_overridden_notes(knobs), *_release_notes(knobs, flags)),
     )
     _check_agreement(run)
     run = corpus.without_mocked(run)

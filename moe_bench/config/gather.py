@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_bench.config import command_line, knobs as knob_table, model_file
+from moe_bench.config import command_line, knobs as knob_table, misspelt, model_file
 from moe_bench.config.conf import ConfFile, ConfVariables
 from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.nearest import nearest
@@ -60,6 +60,8 @@ class Gathered:
     file: model_file.ModelFile
     flags: tuple[tuple[command_line.Flag, Origin], ...]
     """Trailing flags and TRAINING_PARAMS'."""
+    notes: tuple[str, ...] = ()
+    """What may be misspelt."""
 
 
 FLAG = Origin(layer="flag", place="command line")
@@ -85,7 +87,13 @@ def gather(request: Request) -> Gathered:
     path = Path(knobs["TRAINING_PARAMS_PATH"].value)
     shown = _shown(path, request.project)
     _check_model(path, knobs, request.project)
-    file = model_file.parse(read_text(path, shown=shown, what="the model's YAML"), name=shown)
+    text = read_text(path, shown=shown, what="the model's YAML")
+    file = model_file.parse(text, name=shown)
+    texts = {shown: text} | {
+        one.shown: read_text(Path(one.path), shown=one.shown, what="a bash .conf file")
+        for one in files
+    }
+    notes = misspelt.check(request.environment, conf.settings, file, texts)
     knobs = _with_defaults(knobs, file)
     return Gathered(
         model=model,
@@ -94,6 +102,7 @@ def gather(request: Request) -> Gathered:
         exported=_exported(conf, request.environment),
         file=file,
         flags=_flags(flags, knobs),
+        notes=notes,
     )
 
 
