@@ -200,18 +200,18 @@ _LOW_PRECISION_OPTIMIZER = (
 
 
 def precision(facts: Facts) -> Iterator[Candidate]:
-    """PR=fp8 (block-wise) and PR=mxfp8, with the optimizer's low-precision states; bf16 and fp32 need no more flags.
+    """PR=fp8 (block-wise where the release has it) and PR=mxfp8, with the optimizer's low-precision states; bf16 and fp32 need no more flags.
 
     --tp-comm-overlap is not derived from PR=bf16: it needs a Transformer Engine built with user buffers.
     """
     if not facts.is_set("PR") or facts.knobs["PR"].value not in ("fp8", "mxfp8"):
         return
     pr = facts.knobs["PR"]
-    if facts.knows("--fp8-recipe"):
-        yield from _flags(
-            pr, "PR", [("--fp8-recipe", "blockwise" if pr.value == "fp8" else "mxfp8")]
-        )
-    yield from _flags(pr, "PR", [("--fp8-format", "e4m3")])
+    recipe = "blockwise" if pr.value == "fp8" else "mxfp8"
+    if facts.accepts("--fp8-recipe", recipe):
+        yield from _flags(pr, "PR", [("--fp8-recipe", recipe), ("--fp8-format", "e4m3")])
+    else:  # a release before block-wise scaling: delayed scaling, whose gradients need e5m2's range
+        yield from _flags(pr, "PR", [("--fp8-format", "hybrid")])
     if not facts.is_on(
         "OPTIMIZER_OFFLOAD"
     ):  # Megatron's offloaded optimizer cannot gather fp8 parameters

@@ -9,7 +9,7 @@ import click
 from moe_bench.cli._runs_folder import runs_folder_option
 from moe_bench.errors import LaunchError
 from moe_bench.launch import queue
-from moe_bench.launch.job import submissions
+from moe_bench.launch.job import record_cancellation, submissions
 from moe_bench.results.manifest import locate_run
 
 
@@ -30,9 +30,12 @@ def command(run: str, runs_folder: Path) -> None:
             f"{run_dir} was submitted to {last.launcher} as {last.job_id}; "
             f"{'use: kubectl delete -f ' + str(run_dir / last.script) if last.launcher == 'kubernetes' else 'stop it there'}"
         )
+    if last.job_id is None:
+        raise LaunchError(f"{run_dir} never became a job: {last.refused}")
     entry = queue.query([last.job_id]).get(last.job_id)
     if entry is not None and entry.ended:
         click.echo(f"job {last.job_id} is over already: {entry.state}")
         return
     queue.cancel(last.job_id)
+    record_cancellation(run_dir)
     click.echo(f"job {last.job_id} cancelled")

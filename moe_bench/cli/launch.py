@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from moe_bench.cli._launching import announce, dry_run, request_of, resolve
+from moe_bench.errors import LaunchError
 
 _SETTINGS = {
     "ignore_unknown_options": True,
@@ -52,7 +53,7 @@ def local(words: tuple[str, ...]) -> None:
 def slurm(words: tuple[str, ...]) -> None:
     """Submit to Slurm."""
     from moe_bench.launch import directory
-    from moe_bench.launch.job import record_submission
+    from moe_bench.launch.job import record_refusal, record_submission
     from moe_bench.launch.slurm import SlurmLauncher
 
     request = request_of(words, local=False, must_name=True)
@@ -64,7 +65,11 @@ def slurm(words: tuple[str, ...]) -> None:
         dry_run(plan)
         return
     directory.create(run, plan)
-    handle = launcher.submit(plan, run)
+    try:
+        handle = launcher.submit(plan, run)
+    except LaunchError as error:
+        record_refusal(run.run_dir, plan, str(error))
+        raise
     record_submission(run.run_dir, plan, handle)
     _say_submitted(handle.job_id, run.run_dir)
 

@@ -17,7 +17,7 @@ class Knob:
 
     name: str
     kind: str
-    """count (1, 2, ...), count_or_false, choice, switch (0 or 1), duration (HH:MM:SS), or text."""
+    """count (1, 2, ...), number (0, 1, ...), count_or_false, choice, switch (0 or 1), duration (HH:MM:SS), or text."""
     about: str
     flag: str | None = None
     """The Megatron flag with the same meaning: a trailing one sets the knob, the knob sets it where the YAML does not."""
@@ -65,8 +65,15 @@ _BATCH = _counts(
     ("REHEARSE_RANKS", None, "most ranks of a rehearsal, up to 8"),
     ("SEGMENT", None, "nodes of an NVLink segment (Slurm)"),
     ("MASTER_PORT", None, "port of the rendezvous"),
-    ("MAX_REQUEUES", None, "times a job may put itself back into the queue"),
     ("SIGNAL_BEFORE_S", None, "seconds before RUN_TIME at which a job saves and requeues"),
+    ("K8S_SHM_GIB", None, "GiB of a pod's /dev/shm"),
+)
+_NUMBERS = (
+    Knob(
+        name="MAX_REQUEUES",
+        kind="number",
+        about="times a job may put itself back into the queue; 0 never",
+    ),
 )
 _CHOICES = (
     Knob(
@@ -120,6 +127,19 @@ _CHOICES = (
     ),
     Knob(name="RUN_TIME", kind="duration", about="time limit of the job"),
     Knob(
+        name="K8S_KIND",
+        kind="choice",
+        about="what carries the pods",
+        choices=("Job", "JobSet"),
+    ),
+    Knob(
+        name="K8S_TOOL",
+        kind="choice",
+        about="what submits to Kubernetes",
+        choices=("kubectl", "helm"),
+    ),
+    Knob(name="K8S_HOST_NETWORK", kind="switch", about="1: pods use their node's network"),
+    Knob(
         name="MOE_BENCH_DEVICE",
         kind="choice",
         about="overrides what the machine is found to have",
@@ -163,9 +183,21 @@ _TEXTS = _texts(
     ("NODE_RANK", "this node's number in a run over several machines without a scheduler"),
     ("BINDPCIE_PATH", "a program put before python, for CPU affinity"),
     ("RUN_ID", "name of the run; default: model, time and a random tail"),
+    ("LAUNCHER", "where the two scripts send a run: local, slurm, kubernetes, or your own FILE.py:CLASS"),
+    ("K8S_NAMESPACE", "Kubernetes namespace"),
+    ("K8S_VOLUMES", "volumes of a pod: pvc:CLAIM:/mount,host:/path:/mount"),
+    ("K8S_OUTPUT_PATH", "OUTPUT_PATH as the pods see it; default: the same path"),
+    ("K8S_WORKSPACE", "this project's folder in the image; default /opt/moe_bench"),
+    ("K8S_NODE_SELECTOR", "labels of the nodes to use: key=value,..."),
+    ("K8S_TOLERATIONS", "taints to bear: key[=value][:effect],..."),
+    ("K8S_RESOURCE", "the device plugin's name of a GPU; default nvidia.com/gpu"),
+    ("K8S_RESOURCES", "more resources of a pod: rdma/hca=8,memory=900Gi,..."),
+    ("K8S_SECRET", "a Secret that holds WANDB_API_KEY, HF_TOKEN"),
+    ("K8S_PULL_SECRET", "a Secret for the image's registry"),
+    ("K8S_QUEUE", "Kueue's local queue"),
 )
 
-KNOBS: Mapping[str, Knob] = {knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_CHOICES, *_TEXTS)}
+KNOBS: Mapping[str, Knob] = {knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_NUMBERS, *_CHOICES, *_TEXTS)}
 """Every knob by name."""
 
 BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
@@ -209,6 +241,11 @@ def _check_count_or_false(knob: Knob, setting: Setting) -> None:
         as_count(knob.name, setting)
 
 
+def _check_number(knob: Knob, setting: Setting) -> None:
+    if not re.fullmatch(r"[0-9]{1,9}", setting.value):
+        raise ConfigError(f"{says(knob.name, setting)} is not a whole number; use 0, 1, 2, ...")
+
+
 def _check_choice(knob: Knob, setting: Setting) -> None:
     if setting.value in knob.choices:
         return
@@ -238,6 +275,7 @@ def _check_text(knob: Knob, setting: Setting) -> None:
 _CHECKS = {
     "count": _check_count,
     "count_or_false": _check_count_or_false,
+    "number": _check_number,
     "choice": _check_choice,
     "switch": _check_switch,
     "duration": _check_duration,

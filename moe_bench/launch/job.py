@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,23 +20,51 @@ class Submission:
     """One submission of a run."""
 
     launcher: str
-    job_id: str
+    job_id: str | None
+    """None when the scheduler refused it."""
     script: str
     """File name within the run directory."""
     script_sha256: str
     submitted_unix_s: float
+    refused: str | None = None
+    """What the scheduler said when it took no job; None when it took one."""
+    cancelled: bool = False
+    """True once `cancel` was called for it."""
 
 
 def record_submission(run_dir: Path, plan: LaunchPlan, handle: JobHandle) -> Submission:
-    """Add to `job.json`, atomically."""
+    """Add the job that was taken to `job.json`, atomically."""
+    return _add(run_dir, plan, job_id=handle.job_id)
+
+
+def record_refusal(run_dir: Path, plan: LaunchPlan, said: str) -> Submission:
+    """Add that no job was taken, and why, to `job.json`, atomically."""
+    return _add(run_dir, plan, refused=said)
+
+
+def record_cancellation(run_dir: Path) -> None:
+    """Mark the newest submission, which must exist, as cancelled."""
+    *earlier, last = submissions(run_dir)
+    _write(run_dir, [*earlier, replace(last, cancelled=True)])
+
+
+def _add(
+    run_dir: Path, plan: LaunchPlan, *, job_id: str | None = None, refused: str | None = None
+) -> Submission:
     submission = Submission(
-        launcher=handle.launcher,
-        job_id=handle.job_id,
+        launcher=plan.launcher,
+        job_id=job_id,
         script=plan.filename,
         script_sha256=plan.sha256,
         submitted_unix_s=time.time(),
+        refused=refused,
     )
-    encoded = msgspec.json.encode([*submissions(run_dir), submission])
+    _write(run_dir, [*submissions(run_dir), submission])
+    return submission
+
+
+def _write(run_dir: Path, entries: list[Submission]) -> None:
+    encoded = msgspec.json.encode(entries)
     path = run_dir / JOB_FILE
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as file:
@@ -44,7 +72,6 @@ def record_submission(run_dir: Path, plan: LaunchPlan, handle: JobHandle) -> Sub
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-    return submission
 
 
 def submissions(run_dir: Path) -> list[Submission]:

@@ -22,6 +22,7 @@ ENDED = frozenset(
 WHY_PENDING = {
     "Priority": "other jobs go first",
     "Resources": "not enough free nodes yet",
+    "None": "just submitted: the scheduler has not looked at it yet",
     "Dependency": "waits for another job to end",
     "DependencyNeverSatisfied": "the job it waits for failed, so it will never start: cancel it",
     "BeginTime": "requeued; it starts when its begin time has come (up to two minutes)",
@@ -29,7 +30,27 @@ WHY_PENDING = {
     "JobHeldAdmin": "held by an administrator: ask them",
     "PartitionNodeLimit": "asks for more nodes than the partition allows: lower NNODES",
     "PartitionTimeLimit": "asks for more time than the partition allows: lower RUN_TIME",
+    "PartitionDown": "the partition takes no jobs now: choose another PARTITION, or wait",
+    "PartitionInactive": "the partition runs no jobs now: choose another PARTITION, or wait",
     "ReqNodeNotAvail": "a node it needs is down, drained or reserved",
+    "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions": (
+        "the nodes it needs are down, drained or reserved: see `sinfo -R`"
+    ),
+    "JobArrayTaskLimit": "the array runs as many tasks at once as it was told to",
+    "Licenses": "a licence it needs is in use",
+    "Reservation": "its reservation has not begun",
+    "NodeDown": "a node it was given is down; it starts again elsewhere",
+    "launch failed requeued held": (
+        "it could not be started on its nodes and is held: see the node's slurmd, then scontrol release JOB"
+    ),
+    "JobHoldMaxRequeue": "requeued too often and held: find the cause, then scontrol release JOB",
+    "QOSMaxSubmitJobPerUserLimit": "you have as many jobs in the queue as the QOS allows",
+    "QOSMaxNodePerUserLimit": "you use as many nodes as the QOS allows",
+    "QOSMaxWallDurationPerJobLimit": "asks for more time than the QOS allows: lower RUN_TIME",
+    "QOSGrpNodeLimit": "the QOS's node limit is reached",
+    "AssocMaxJobsLimit": "the account runs as many jobs as it may",
+    "AccountNotAllowed": "the partition does not take this account: set ACCOUNT or PARTITION",
+    "BadConstraints": "no node has what CONSTRAINT asks for",
     "QOSMaxJobsPerUserLimit": "you have as many running jobs as the QOS allows",
     "AssocGrpNodeLimit": "the account's node limit is reached",
     "InvalidAccount": "the account may not run here: set ACCOUNT",
@@ -58,8 +79,9 @@ class QueueEntry:
     @property
     def explanation(self) -> str:
         """Why it is pending, in plain words; the code itself where none are known."""
-        code = self.reason.split(",")[0].split(":")[0].strip("()")
-        return WHY_PENDING.get(code, self.reason)
+        whole = self.reason.strip("()")
+        code = whole.split(",")[0].split(":")[0]
+        return WHY_PENDING.get(whole) or WHY_PENDING.get(code, self.reason)
 
 
 def query(job_ids: Iterable[str]) -> dict[str, QueueEntry]:

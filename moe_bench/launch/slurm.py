@@ -7,9 +7,11 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from moe_bench.arguments.emit import argv
 from moe_bench.config.run import ResolvedRun
@@ -18,6 +20,10 @@ from moe_bench.launch.launcher import JobHandle, LaunchPlan
 from moe_bench.results.records import STEPS_LEFT_FILE
 
 SUBMIT_TIMEOUT_S = 60
+QUEUE_FULL_PATIENCE_S = 12
+"""How long sbatch may try again by itself while the cluster takes no more jobs: it is then amid one of its pauses."""
+PROBE_TIMEOUT_S = 30
+"""How long each node has, after a failure, to start a task; one that does not is taken for dead."""
 _TEMPLATE = "slurm.sh.j2"
 _JOB_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 _TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}\Z")
@@ -75,7 +81,10 @@ class SlurmLauncher:
             "srun_options": [*_srun_options(run, container), *container.srun_options],
             "command": self._command(run, container),
             "steps_left": STEPS_LEFT_FILE,
-            "max_requeues": _positive(run, "MAX_REQUEUES", default=10),
+            "max_requeues": _max_requeues(run),
+            "saves": "--save" in run.args,
+            "nodes": _positive(run, "NNODES", default=1),
+            "probe_s": PROBE_TIMEOUT_S,
         }
 
     def _environment(self, run: ResolvedRun, container: Container) -> Iterable[tuple[str, str]]:
@@ -332,6 +341,15 @@ def _positive(run: ResolvedRun, name: str, *, default: int) -> int:
     return int(value)
 
 
+def _max_requeues(run: ResolvedRun) -> int:
+    value = _knob(run, "MAX_REQUEUES") or "10"
+    if not re.fullmatch(r"\d{1,4}", value):
+        raise LaunchError(
+            f"MAX_REQUEUES={value} ({_place(run, 'MAX_REQUEUES')}) is not a whole number; 0 means never"
+        )
+    return int(value)
+
+
 def _time(run: ResolvedRun) -> str:
     value = _knob(run, "RUN_TIME") or "00:20:00"
     if not _TIME.match(value):
@@ -362,15 +380,41 @@ def _sbatch(options: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")
     }
+    command = ["sbatch", *options]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=environment)
+        try:
+            answer = _answer(process, said)
+        finally:
+            process.kill()
+            process.wait()
+        words = _written(said)
+    return subprocess.CompletedProcess(command, process.returncode, answer.decode(), words)
+
+
+def _answer(process: subprocess.Popen[bytes], said: IO[bytes]) -> bytes:
     try:
-        return subprocess.run(
-            ["sbatch", *options],
-            check=False, capture_output=True, text=True, timeout=SUBMIT_TIMEOUT_S, env=environment,
-        )  # fmt: skip
+        return process.communicate(timeout=QUEUE_FULL_PATIENCE_S)[0]
+    except subprocess.TimeoutExpired:
+        if _QUEUE_FULL in _written(said):  # sbatch would go on trying for two minutes
+            raise LaunchError(
+                f"the cluster takes no more jobs (sbatch: {_written(said).strip()}); nothing was submitted: wait for a job "
+                "to end (`squeue -u $USER`, `scontrol show config | grep MaxJobCount`) and submit again"
+            ) from None
+    try:
+        return process.communicate(timeout=SUBMIT_TIMEOUT_S - QUEUE_FULL_PATIENCE_S)[0]
     except subprocess.TimeoutExpired:
         raise LaunchError(
             f"sbatch did not answer within {SUBMIT_TIMEOUT_S} s; the controller may be down (scontrol ping), and the job may or may not be queued: look with squeue"
         ) from None
+
+
+def _written(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+_QUEUE_FULL = "temporarily unable to accept job"
 
 
 _ADVICE = (

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from moe_bench.errors import LaunchError, RecordError
 from moe_bench.launch import queue
-from moe_bench.launch.job import submissions
+from moe_bench.launch.job import Submission, submissions
+from moe_bench.launch.job_log import LastWords, last_words
 from moe_bench.launch.queue import QueueEntry
 from moe_bench.results.manifest import read_manifest
 from moe_bench.results.state import Standing, State, standing
@@ -53,22 +54,32 @@ class Failure:
 def statuses(run_dirs: Iterable[Path]) -> tuple[list[RunStatus], str | None]:
     """One status a run, in the order given, and what Slurm said when it did not answer (files alone are used then)."""
     runs = list(run_dirs)
-    jobs = {run_dir: _slurm_job(run_dir) for run_dir in runs}
+    submitted = {run_dir: _last_submission(run_dir) for run_dir in runs}
     trouble = None
     entries: Mapping[str, QueueEntry] = {}
     try:
-        entries = queue.query(job for job in jobs.values() if job is not None)
+        entries = queue.query(
+            one.job_id
+            for one in submitted.values()
+            if one and one.launcher == "slurm" and one.job_id
+        )
     except LaunchError as error:
         trouble = str(error)
-    return [_status(run_dir, jobs[run_dir], entries) for run_dir in runs], trouble
+    return [_status(run_dir, submitted[run_dir], entries) for run_dir in runs], trouble
 
 
-def _slurm_job(run_dir: Path) -> str | None:
-    submitted = submissions(run_dir)
-    return submitted[-1].job_id if submitted and submitted[-1].launcher == "slurm" else None
+def _last_submission(run_dir: Path) -> Submission | None:
+    try:
+        submitted = submissions(run_dir)
+    except RecordError:
+        return None  # the run's own files still tell
+    return submitted[-1] if submitted else None
 
 
-def _status(run_dir: Path, job_id: str | None, entries: Mapping[str, QueueEntry]) -> RunStatus:
+def _status(
+    run_dir: Path, submission: Submission | None, entries: Mapping[str, QueueEntry]
+) -> RunStatus:
+    job_id = submission.job_id if submission else None
     entry = entries.get(job_id) if job_id else None
     try:
         manifest, now = read_manifest(run_dir), standing(run_dir)
@@ -76,7 +87,12 @@ def _status(run_dir: Path, job_id: str | None, entries: Mapping[str, QueueEntry]
         return RunStatus(
             run_id=run_dir.name, model="?", state="unreadable", job_id=job_id, why=str(error)
         )
-    state, why = _state(now, entry)
+    if submission is not None and submission.refused is not None:
+        return RunStatus(
+            run_id=manifest.run_id, model=manifest.model, state="refused", why=submission.refused
+        )
+    words = LastWords() if job_id is None else last_words(run_dir / "logs", job_id)
+    state, why = _state(now, entry, words, submission)
     last = now.last_steps[-1] if now.last_steps else None
     training = last is not None and state in {State.RUNNING, "running"}
     step_time_s = (
@@ -94,24 +110,60 @@ def _status(run_dir: Path, job_id: str | None, entries: Mapping[str, QueueEntry]
         eta_s=(last.train_steps - last.step) * step_time_s
         if training and last and step_time_s
         else None,
-        failure=find_failure(run_dir / "logs") if _went_wrong(state) else None,
+        failure=_failure(run_dir / "logs", state, words) if _went_wrong(state) else None,
     )
 
 
-def _state(now: Standing, entry: QueueEntry | None) -> tuple[str, str | None]:
+def _state(
+    now: Standing, entry: QueueEntry | None, words: LastWords, submission: Submission | None
+) -> tuple[str, str | None]:
     """Slurm knows of waiting and of ends from outside; the files know what training did."""
     if entry is None:
-        why = f"nothing written for {now.silent_s:.0f} s" if now.state is State.SILENT else None
-        return now.state, why
+        return _state_from_files(now, words, submission)
     if entry.state == "PENDING":
-        return "pending", entry.explanation
-    if not entry.ended and now.state is State.NOT_STARTED:
+        before = f"; before that: {words.line}" if words.line else ""
+        return "pending", entry.explanation + before
+    if entry.ended:
+        return _ended_state(now, entry, words)
+    if now.state in {State.NOT_STARTED, State.STOPPED, State.FAILED}:  # of the attempt before
         return "starting", f"on {entry.nodes}, nothing written yet"
-    if entry.ended and now.state is not State.COMPLETED:
-        return entry.state.lower().replace(
-            "_", " "
-        ), None if entry.reason == "None" else entry.explanation
     return now.state, None
+
+
+def _ended_state(now: Standing, entry: QueueEntry, words: LastWords) -> tuple[str, str | None]:
+    if now.state is State.COMPLETED:
+        return now.state, None
+    if entry.state == "COMPLETED":
+        return (State.STOPPED, words.line) if now.state is State.STOPPED else ("completed", None)
+    return entry.state.lower().replace("_", " "), words.line
+
+
+def _state_from_files(
+    now: Standing, words: LastWords, submission: Submission | None
+) -> tuple[str, str | None]:
+    """The job's own log says how it ended where the record ends without a word."""
+    if now.state is State.COMPLETED:
+        return now.state, None
+    if words.ending is not None:
+        return words.ending, words.line
+    if submission is not None and submission.cancelled:
+        return "cancelled", None
+    why = None
+    if now.state is State.SILENT:
+        why = f"nothing written for {now.silent_s:.0f} s"
+    elif now.state is State.NOT_STARTED and submission is not None:
+        why = f"job {submission.job_id} has written nothing, and no queue says more"
+    return now.state, why
+
+
+def _failure(logs: Path, state: str, words: LastWords) -> Failure | None:
+    """What Slurm did to the job outranks what the ranks said of it; a rank's own failure comes first otherwise."""
+    outside = diagnose([state.upper().replace(" ", "_")]) or (
+        diagnose([words.line]) if words.line and words.from_outside else None
+    )
+    if outside is None or outside.name == "cancelled":
+        return find_failure(logs) if outside is None else None
+    return Failure(rank=None, line=words.line or state, diagnosis=outside)
 
 
 def _went_wrong(state: str) -> bool:
@@ -120,6 +172,7 @@ def _went_wrong(state: str) -> bool:
         State.RUNNING,
         State.NOT_STARTED,
         State.STOPPED,
+        "refused",
         "pending",
         "starting",
         "running",

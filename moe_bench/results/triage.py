@@ -85,8 +85,9 @@ KINDS = (
     ),
     _kind(
         "a node failed",
-        r"DUE TO NODE FAILURE|NODE_FAIL|Node failure|NodeDown",
-        "Slurm requeues the job by itself; exclude a node that fails again with EXCLUDE=NODE",
+        r"DUE TO NODE FAILURE|NODE_FAIL|Node failure|NodeDown|does not answer",
+        "the job is requeued and goes on from its newest checkpoint once other nodes are free; "
+        "`sinfo -R` says what is known of the node, EXCLUDE=NODE avoids it",
     ),
     _kind(
         "preempted",
@@ -97,6 +98,12 @@ KINDS = (
         "cancelled",
         r"\*\*\* (JOB|STEP) .* CANCELLED|\bCANCELLED\b",
         "somebody cancelled the job",
+    ),
+    _kind(
+        "no pyxis",
+        r"unrecognized option '--(no-)?container-",
+        "this Slurm has no pyxis, which starts containers from srun; set CONTAINER_RUNTIME=apptainer, "
+        "or none with a bare-metal Python",
     ),
     _kind(
         "container could not start",

@@ -29,8 +29,10 @@ echo "moe_bench: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SL
 
 # Slurm's warning before the time limit reaches this shell only. Megatron saves a checkpoint on SIGTERM and ends;
 # the step gets it through scancel, since srun would take a TERM of its own as an order to kill the tasks.
+warned=0
 warn() {
   echo "moe_bench: the time limit or a preemption is near: asking for a checkpoint"
+  warned=1
   scancel --signal=TERM "$SLURM_JOB_ID.0" || true
 }
 trap warn USR1 TERM
@@ -59,12 +61,34 @@ while :; do
 done
 echo "moe_bench: srun ended with $rc"
 
-if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then
-  if (( ${SLURM_RESTART_COUNT:-0} < 10 )); then
-    echo "moe_bench: stopped with steps left: requeueing job $SLURM_JOB_ID"
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
+silent_nodes() { # the nodes that no longer start a task, found by asking each for itself
+  local node pids=() names=() i
+  for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    timeout 30 srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --mpi=none --output=/dev/null true 2>/dev/null &
+    pids+=("$!") names+=("$node")
+  done
+  for i in "${!pids[@]}"; do
+    wait "${pids[i]}" || echo "${names[i]}"
+  done
+}
+
+go_on() { # go_on REASON: back into the queue, unless the job is being cancelled or its restarts are spent
+  if [[ "$(squeue --noheader --states=RUNNING --format=%T --jobs "$SLURM_JOB_ID" 2>/dev/null)" != RUNNING ]]; then
+    echo "moe_bench: $1; not requeued: Slurm is ending the job"
+  elif (( ${SLURM_RESTART_COUNT:-0} >= 10 )); then
+    echo "moe_bench: $1; not requeued: 10 restarts are spent (MAX_REQUEUES)"
+  else
+    echo "moe_bench: $1: requeueing job $SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
   fi
-  echo "moe_bench: not requeued: 10 restarts are spent (MAX_REQUEUES)"
+}
+
+if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then
+  echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"
+elif [[ "$rc" == 143 && "$warned" == 1 ]]; then
+  go_on "warned before the first step"
+elif [[ "$rc" != 0 ]]; then
+  silent="$(silent_nodes)"
+  [[ -z "$silent" ]] || go_on "node failure: ${silent//$'\n'/ } does not answer"
 fi
 exit "$rc"

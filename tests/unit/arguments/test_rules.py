@@ -59,7 +59,7 @@ def test_an_old_release_gets_the_flags_it_has(project: Project) -> None:
     found = values(project, {"PR": "fp8", "MCORE_RELEASE_VERSION": "0.11.0"})
     assert "--exp-avg-dtype" not in found
     assert "--fp8-recipe" not in found
-    assert found["--fp8-format"] == "e4m3"
+    assert found["--fp8-format"] == "hybrid"
 
 
 def test_fp32_takes_bf16_out(project: Project) -> None:

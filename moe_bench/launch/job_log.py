@@ -1,0 +1,76 @@
+"""What a batch job's own log says of its end: the script's words and Slurm's, when nobody else remembers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+TAIL_BYTES = 64 * 1024
+_ATTEMPT = re.compile(r"moe_bench: job \d+, restart \d+")
+_BY_SLURM = re.compile(
+    r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+( DUE TO (?P<cause>[A-Z ]+?))?,? ?(SEE .*)?\*\*\*"
+)
+_GOING_ON = re.compile(r"moe_bench: .*: requeueing job")
+_NOT_GOING_ON = re.compile(r"moe_bench: .*not requeued")
+_SRUN_ENDED = re.compile(r"moe_bench: srun ended with (\d+)")
+_CAUSES = {
+    "TIME LIMIT": "timeout",
+    "NODE FAILURE": "node fail",
+    "PREEMPTION": "preempted",
+    "JOB REQUEUE": "requeued",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LastWords:
+    """The end of the newest attempt's log."""
+
+    ending: str | None = None
+    """timeout, node fail, preempted, cancelled, requeued, stopped or failed; None while nothing tells of an end."""
+    line: str | None = None
+    """The line that told most."""
+    from_outside: bool = False
+    """True when it was not the ranks that ended the job."""
+
+
+def last_words(logs: Path, job_id: str) -> LastWords:
+    """Of the job's own log; empty when there is none."""
+    path = logs / f"slurm-{job_id}.log"
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            return read(file.read().decode(errors="replace").splitlines())
+    except FileNotFoundError:
+        return LastWords()
+
+
+def read(lines: list[str]) -> LastWords:
+    """From the log's lines; those of earlier attempts count only while the newest has not begun to speak of its end."""
+    begun = max((i for i, line in enumerate(lines) if _ATTEMPT.search(line)), default=0)
+    found = LastWords()
+    for line in lines[begun:]:
+        found = _after(line.strip(), found)
+    return found
+
+
+def _after(line: str, before: LastWords) -> LastWords:
+    if match := _BY_SLURM.search(line):
+        ending = _CAUSES.get(match["cause"] or "", "cancelled")
+        if ending == "requeued" and before.ending == "requeued":
+            return before  # the script's own requeue, whose reason stands above
+        return LastWords(ending=ending, line=line, from_outside=ending != "requeued")
+    return before if before.from_outside else _after_own(line, before)
+
+
+def _after_own(line: str, before: LastWords) -> LastWords:
+    """A line of the batch script itself."""
+    if _GOING_ON.search(line):
+        return LastWords(ending="requeued", line=line, from_outside="node failure" in line)
+    if _NOT_GOING_ON.search(line):
+        ending = "failed" if before.ending == "failed" else "stopped"
+        return LastWords(ending=ending, line=line, from_outside="node failure" in line)
+    if (match := _SRUN_ENDED.search(line)) and match[1] != "0":
+        return LastWords(ending="failed", line=line)
+    return before
