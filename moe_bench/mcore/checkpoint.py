@@ -21,7 +21,7 @@ from megatron.training.initialize import initialize_megatron
 
 from moe_bench.errors import CheckpointError
 from moe_bench.mcore.entry import embedding_ranks, parse
-from moe_bench.mcore.patches import COMPILED_HELPERS, Patch
+from moe_bench.mcore.patches import COMPILED_HELPERS
 
 
 def load_model() -> list[Any]:
@@ -110,27 +110,3 @@ def _whole(output: torch.Tensor) -> torch.Tensor:
     for rank, part in enumerate(parts):
         chunks[rank], chunks[-1 - rank] = part.chunk(2, dim=1)
     return torch.cat(chunks, dim=1)
-
-
-def _without_query_norm(resolver: type) -> type:
-    class WithoutPhantomQueryNorm(resolver):
-        """A query that is not compressed has no norm of its own, as in DeepSeek-V2-Lite and Moonlight."""
-
-        def resolve(self) -> dict[str, Any]:
-            classes: dict[str, Any] = super().resolve()
-            if not self.has_q_lora:
-                classes["linear_q_proj"] = self.linear_impl
-            return classes
-
-    return WithoutPhantomQueryNorm
-
-
-NO_PHANTOM_QUERY_NORM = Patch(
-    module="megatron.core.transformer.multi_latent_attention",
-    attribute="QKNormConfigResolver",
-    make=_without_query_norm,
-    upstream="megatron/core/transformer/mla_qk_norm_config.py, 0.19.2",
-    reason="with --qk-layernorm and no --q-lora-rank it fuses a norm into linear_q_proj that DeepSeek-V2-Lite and "
-    "Moonlight do not have; set to ones it shifts the logits by 0.2 and changes no greedy token",
-    remove_when="Megatron lets a layer spec keep linear_q_proj without a norm",
-)

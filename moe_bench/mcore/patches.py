@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -78,4 +79,34 @@ LOAD_WITHOUT_GRADIENTS = Patch(
     upstream="megatron/core/optimizer/distrib_optimizer.py _set_main_param_and_optimizer_states, 0.19.2",
     reason="it copies into fp32 parameters in place, which torch refuses while gradients are recorded",
     remove_when="the copy is made under no_grad",
+)
+
+
+def _without_query_norm(original: type) -> type:
+    class WithoutPhantomQueryNorm(original):
+        """A query that is not compressed has no norm of its own, as in DeepSeek-V2-Lite and Moonlight."""
+
+        def __init__(self, config: Any, submodules: Any) -> None:
+            if (
+                config.q_lora_rank is None
+            ):  # Megatron's local spec names a norm that nothing would use
+                submodules = dataclasses.replace(submodules, q_layernorm=None)
+            super().__init__(config, submodules)
+
+        def _mla_fused_linear_or_default(self, module_spec: Any, module_name: str) -> Any:
+            if module_name == "linear_q_proj":
+                return self.linear_impl
+            return super()._mla_fused_linear_or_default(module_spec, module_name)
+
+    return WithoutPhantomQueryNorm
+
+
+NO_PHANTOM_QUERY_NORM = Patch(
+    module="megatron.core.transformer.multi_latent_attention",
+    attribute="QKNormConfigResolver",
+    make=_without_query_norm,
+    upstream="megatron/core/transformer/mla_qk_norm_config.py, 0.19.2",
+    reason="with --qk-layernorm and no --q-lora-rank it fuses a norm into linear_q_proj that DeepSeek-V2-Lite and "
+    "Moonlight do not have; set to ones it shifts the logits by 0.2 and changes no greedy token",
+    remove_when="Megatron lets a layer spec keep linear_q_proj without a norm",
 )

@@ -46,17 +46,27 @@ BASE: dict[str, Any] = {
 
 
 def start_groups(tp: int = 1, cp: int = 1, ep: int = 1, etp: int | None = None) -> None:
-    """Lay the ranks out anew and seed Megatron's random streams."""
+    """Lay the ranks out anew and seed Megatron's random streams. A layout's groups are made once."""
+    layout = (tp, cp, ep, etp)
     mpu.destroy_model_parallel()
-    mpu.initialize_model_parallel(
-        tp,
-        1,
-        context_parallel_size=cp,
-        expert_model_parallel_size=ep,
-        expert_tensor_parallel_size=etp,
-    )
+    if layout in _layouts:
+        vars(mpu).update(_layouts[layout])
+    else:
+        mpu.initialize_model_parallel(
+            tp,
+            1,
+            context_parallel_size=cp,
+            expert_model_parallel_size=ep,
+            expert_tensor_parallel_size=etp,
+        )
+        # Megatron drops its groups and never ends them: made anew for each case, they and their threads would pile up.
+        _layouts[layout] = {name: value for name, value in vars(mpu).items() if name.isupper()}
     model_parallel_cuda_manual_seed(7, force_reset_rng=True)
     torch.manual_seed(7)
+
+
+_layouts: dict[tuple[int, int, int, int | None], dict[str, Any]] = {}
+"""Megatron's global groups of each layout (megatron/core/parallel_state.py, 0.19.2: its names in capitals)."""
 
 
 def config(**changes: Any) -> TransformerConfig:

@@ -31,6 +31,47 @@ def test_nccl_groups_average_over_gloo() -> None:
     assert second == ("gloo", [1.5, 2.0], [4.5], [2.0, 6.0])
 
 
+def test_parts_of_different_sizes_are_gathered_over_gloo() -> None:
+    def body() -> tuple[list[list[float]], list[list[float]], list[float]]:
+        import torch.distributed as dist
+
+        rank = dist.get_rank()
+        mine = torch.full((3 - 2 * rank, 1), 1.0 + rank, device="cuda")
+        at_once, later = ([torch.empty(3, 1), torch.empty(1, 1)] for _ in range(2))
+        dist.all_gather(at_once, mine)
+        dist.all_gather(later, mine, async_op=True).wait()
+        part = torch.empty(3 - 2 * rank)
+        dist.reduce_scatter(part, [torch.ones(3), torch.ones(1) * 5])  # its backward pass
+        return *(
+            [part.flatten().tolist() for part in got] for got in (at_once, later)
+        ), part.tolist()
+
+    first, second = run_ranks(body)
+    gathered = [[1.0, 1.0, 1.0], [2.0]]
+    assert first == (gathered, gathered, [2.0, 2.0, 2.0])
+    assert second == (gathered, gathered, [10.0])
+
+
+def test_groups_share_the_thread_that_listens() -> None:
+    def body() -> tuple[int, int, bool]:
+        from pathlib import Path
+
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import ProcessGroupGloo
+
+        def threads() -> int:
+            return len(list(Path("/proc/self/task").iterdir()))
+
+        groups, before = [dist.new_group()], threads()
+        groups += [dist.new_group() for _ in range(8)]
+        backend = groups[0]._get_backend(torch.device("cpu"))
+        return before, threads(), isinstance(backend, ProcessGroupGloo)
+
+    for before, after, is_gloo in run_ranks(body):
+        assert is_gloo
+        assert after - before <= 8 * 2  # the two workers of each group, and nothing that listens
+
+
 def test_tensor_parallel_ranks_draw_alike_outside_and_differently_inside_the_tracker() -> None:
     def body() -> tuple[list[float], list[float], list[float]]:
         from megatron.core.tensor_parallel.random import get_cuda_rng_tracker

@@ -216,6 +216,18 @@ TABLE: tuple[Replacement, ...] = (
         wraps=True,
     ),
     *_rows(
+        "torch.distributed",
+        "gloo gathers parts of one size only",
+        {"all_gather": collective.gathering_uneven},
+        wraps=True,
+    ),
+    *_rows(
+        "torch.distributed.distributed_c10d",
+        "gloo's device of each group has a thread that keeps waking up",
+        {"ProcessGroupGloo": collective.on_one_device},
+        wraps=True,
+    ),
+    *_rows(
         "torch",
         "Megatron compiles small functions for a GPU; here they run as written",
         {"compile": _compile_nothing},
@@ -300,5 +312,4 @@ def _made(row: Replacement, original: Any) -> Any:
         return row.value
     maker: Callable[[Any], Any] = row.value
     made = maker(original)
-    functools.update_wrapper(made, original)
-    return made
+    return made if isinstance(made, type) else functools.update_wrapper(made, original)

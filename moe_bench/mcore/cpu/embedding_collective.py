@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -69,6 +71,82 @@ def averaging_scatter(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(output, input, op=op, group=group, async_op=async_op)
 
     return reduce_scatter_tensor
+
+
+class PaddedGather:
+    """The handle of an all-gather whose parts were padded to one length."""
+
+    def __init__(self, work: Any, padded: list[torch.Tensor], parts: list[torch.Tensor]) -> None:
+        self._work, self._padded, self._parts = work, padded, parts
+
+    def wait(self, *args: Any) -> bool:
+        """Until the parts are whole."""
+        done = self._work is None or self._work.wait(*args)
+        for part, padded in zip(self._parts, self._padded, strict=True):
+            part.copy_(padded[: part.numel()].view_as(part))
+        return done
+
+
+def gathering_uneven(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`all_gather` of parts that differ in size, which gloo refuses: padded to the longest.
+
+    Experts under ETP and EP gather different numbers of tokens (megatron/core/tensor_parallel/mappings.py
+    _gather_along_first_dim with output_split_sizes, 0.19.2).
+    """
+
+    @functools.wraps(function)
+    def all_gather(
+        tensor_list: list[torch.Tensor],
+        tensor: torch.Tensor,
+        group: Any = None,
+        async_op: bool = False,
+    ) -> Any:
+        longest = max((part.numel() for part in tensor_list), default=0)
+        if all(part.numel() == longest for part in tensor_list):
+            return function(tensor_list, tensor, group=group, async_op=async_op)
+        mine = tensor.new_zeros(longest)
+        mine[: tensor.numel()] = tensor.reshape(-1)
+        padded = [torch.empty_like(mine) for _ in tensor_list]
+        work = function(padded, mine, group=group, async_op=async_op)
+        gather = PaddedGather(work, padded, tensor_list)
+        return gather if async_op else gather.wait() and None
+
+    return all_gather
+
+
+class _OneDevice(type):
+    """What is called in place of `ProcessGroupGloo`: every group of this process listens through one gloo device.
+
+    torch makes a device for each group, and each device has a thread that wakes up a hundred times a second
+    (gloo/transport/tcp/loop.cc). Megatron makes some 20 groups a rank: with several ranks on a few cores, their threads
+    take a tenth of the machine, and of a process that lays its groups out again and again all of it.
+    """
+
+    original: Any
+    _device: tuple[int, Any] | None = None
+
+    def __call__(cls, store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+        options = cls.original._Options()
+        options._devices = [cls._shared()]
+        options._threads = 2  # torch's own number for one device
+        options._timeout = timeout
+        return cls.original(store, rank, size, options)
+
+    def _shared(cls) -> Any:
+        if cls._device is None or cls._device[0] != os.getpid():  # a fork has no threads
+            cls._device = (os.getpid(), cls.original.create_default_device())
+        return cls._device[1]
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.original)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.original, name)
+
+
+def on_one_device(process_group: type) -> Any:
+    """`ProcessGroupGloo` whose groups share one device; for `isinstance` it is the original."""
+    return _OneDevice("ProcessGroupGloo", (), {"original": process_group})
 
 
 def _gloo(backend: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.ssm.gated_delta_net import torch_chunk_gated_delta_rule
@@ -124,6 +124,8 @@ class Replacement:
     """Whether `by` makes the stand-in from the original rather than being it."""
     adds: bool = False
     """Whether the module lacks the name without the GPU library."""
+    arranges: bool = False
+    """Whether it makes the layers' arrangement, and so a checkpoint's names, Transformer Engine's."""
 
     @property
     def by_name(self) -> str:
@@ -137,7 +139,14 @@ def _cpu_backend(*_args: object, **_options: object) -> CpuSpecProvider:
 
 
 def _replacement(
-    module: str, attribute: str, by: Any, why: str, *, wraps: bool = False, adds: bool = False
+    module: str,
+    attribute: str,
+    by: Any,
+    why: str,
+    *,
+    wraps: bool = False,
+    adds: bool = False,
+    arranges: bool = False,
 ) -> Replacement:
     """Describe a replacement whose name is its attribute's and whose file is its module's."""
     upstream = f"{module.replace('.', '/')}.py, megatron-core 0.19.2"
@@ -150,6 +159,7 @@ def _replacement(
         attribute=attribute,
         wraps=wraps,
         adds=adds,
+        arranges=arranges,
     )
 
 
@@ -161,12 +171,14 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         "LocalSpecProvider",
         CpuSpecProvider,
         "its norm asserts no sequence parallelism, its attention no context parallelism",
+        arranges=True,
     ),
     _replacement(
         "megatron.core.models.backends",
         "get_backend",
         _cpu_backend,
         "it would choose a provider by transformer_impl",
+        arranges=True,
     ),
     _replacement(
         "megatron.core.transformer.torch_norm",
@@ -185,6 +197,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         "get_gpt_layer_local_spec",
         layer_spec,
         "its parameter names on disk are not those of a GPU run with Transformer Engine",
+        arranges=True,
     ),
     _replacement(SPECS, "TESpecProvider", CpuSpecProvider, NO_TE),
     _replacement(SPECS, "TENorm", Norm, NO_TE),
@@ -260,8 +273,13 @@ REPLACEMENTS: tuple[Replacement, ...] = (
 
 
 @contextmanager
-def reference_layers() -> Iterator[tuple[Replacement, ...]]:
+def reference_layers(
+    *, arrangement: Literal["te", "local"] = "te"
+) -> Iterator[tuple[Replacement, ...]]:
     """Make Megatron build the reference layers; undone on exit. Yields what was replaced, to be announced.
+
+    They are arranged, and so named in a checkpoint, as by Transformer Engine's layer spec; `local` keeps Megatron's own
+    local spec, to read a checkpoint that was written with it.
 
     Enter before a script that imports Megatron's spec functions by name is loaded, or after: modules that already
     hold an original are found and changed.
@@ -270,6 +288,8 @@ def reference_layers() -> Iterator[tuple[Replacement, ...]]:
     done = []
     try:
         for replacement in REPLACEMENTS:
+            if replacement.arranges and arrangement == "local":
+                continue
             home = importlib.import_module(replacement.module)
             if hasattr(home, replacement.attribute) == replacement.adds:
                 continue  # another release of Megatron

@@ -1,0 +1,292 @@
+"""Runs a Megatron-LM checkout's own unit tests, unmodified, on CPU ranks: see run.sh beside this file.
+
+torch, Megatron and the reference layers are imported once; for each file all ranks are forked anew, and each runs pytest on
+it, as Megatron-LM's own CI does with torchrun. A test counts as passed when it passed on every rank that did not skip it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import datetime
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=60)
+"""A rank that waits longer for the others fails its test: one of them has failed alone."""
+
+WORST_FIRST = ("failed", "error", "hung", "passed", "skipped")
+
+
+@dataclass
+class Result:
+    """What a file's tests came to."""
+
+    file: str
+    ranks: int
+    seconds: float = 0.0
+    tests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By name: an outcome of WORST_FIRST and, unless it passed, why."""
+
+    def count(self, *outcomes: str) -> int:
+        """How many tests came to one of these."""
+        return sum(outcome in outcomes for outcome, _ in self.tests.values())
+
+
+def main() -> int:
+    """Run the files that are asked for; 1 when a test did not pass."""
+    options = _options()
+    checkout = options.checkout.resolve()
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    with _megatron_on_a_cpu(checkout, options.ranks or 8):
+        for file, ranks in _files(options):
+            result = run_file(file, ranks, options)
+            results.append(result)
+            print(_line(result), flush=True)
+            _write(options.output / "results.json", results)
+    print(f"{_totals(results)}; every test's outcome: {options.output}/results.json")
+    return 1 if any(result.count("failed", "error", "hung") for result in results) else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("files", nargs="*", help="relative to tests/unit_tests; default: files.txt")
+    parser.add_argument("--ranks", type=int, help="instead of what files.txt says (8)")
+    parser.add_argument("--file-timeout", type=float, default=900.0, metavar="S")
+    parser.add_argument("--test-timeout", type=float, default=120.0, metavar="S")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--pytest", default="", help="more of pytest's arguments, in one word")
+    return parser.parse_intermixed_args()
+
+
+def _files(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    listed = {}
+    for line in Path(__file__).with_name("files.txt").read_text().splitlines():
+        name, _, ranks = line.partition("#")[0].strip().partition(" ")
+        if name:
+            listed[name] = int(ranks or 8)
+    for name in options.files or listed:
+        yield name, options.ranks or listed.get(name.partition("::")[0], 8)
+
+
+@contextlib.contextmanager
+def _megatron_on_a_cpu(checkout: Path, ranks: int) -> Iterator[None]:
+    """Import all that ranks share."""
+    os.chdir(checkout)
+    sys.path[0] = str(checkout)  # its package `tests`, not this project's
+    os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(ranks)}
+    import torch
+
+    from moe_bench.mcore.cpu.embedding import install
+    from moe_bench.mcore.imports import lend_compiled_helper, quiet_about_gpu_libraries
+    from moe_bench.mcore.patches import COMPILED_HELPERS
+    from moe_bench.runtime.rank import export_for_cpu
+
+    torch.set_num_threads(1)
+    export_for_cpu()
+    install(local_world_size=ranks)
+    _bound_collectives(torch.distributed)
+    lend_compiled_helper(checkout)
+    sys.modules["tests.test_utils.python_scripts.download_unit_tests_dataset"] = _no_downloads()
+    with quiet_about_gpu_libraries():
+        import megatron.training  # noqa: F401
+
+        from moe_bench.mcore.cpu.spec import reference_layers
+
+        with reference_layers(), COMPILED_HELPERS.applied():
+            yield
+
+
+def _bound_collectives(distributed: Any) -> None:
+    """Groups give up after COLLECTIVE_TIMEOUT, whatever their maker asks for."""
+
+    def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: function(*args, **{**kwargs, "timeout": COLLECTIVE_TIMEOUT})
+
+    for name in ("init_process_group", "new_group"):
+        setattr(distributed, name, bounded(getattr(distributed, name)))
+
+
+def _no_downloads() -> types.ModuleType:
+    """In place of the module through which Megatron-LM's conftest fetches its test data."""
+
+    def download_and_extract_asset(**_options: object) -> None:
+        raise ImportError("nothing is downloaded here")
+
+    module = types.ModuleType("download_unit_tests_dataset")
+    module.__dict__["download_and_extract_asset"] = download_and_extract_asset
+    return module
+
+
+def run_file(file: str, ranks: int, options: argparse.Namespace) -> Result:
+    """Run one file's tests on so many forked ranks."""
+    folder = options.output / re.sub(r"\W+", "_", file)
+    folder.mkdir(exist_ok=True)
+    port = _free_port()
+    _import_what_it_imports(Path("tests/unit_tests", file.partition("::")[0]))
+    began_s = time.monotonic()
+    argv = _pytest_arguments(file, options)
+    children = [_fork(rank, ranks, port, argv, folder) for rank in range(ranks)]
+    _wait(children, began_s + options.file_timeout)
+    outcomes = [_read(folder / f"rank-{rank}.jsonl") for rank in range(ranks)]
+    return Result(file, ranks, time.monotonic() - began_s, _merged(outcomes))
+
+
+def _import_what_it_imports(test_file: Path) -> None:
+    """So that its ranks need not, each for itself. What cannot be imported is theirs to report."""
+    for name in re.findall(
+        r"^(?:from|import) (megatron[\w.]*)", test_file.read_text(), re.MULTILINE
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def _pytest_arguments(file: str, options: argparse.Namespace) -> list[str]:
+    timeout = f"--timeout={options.test_timeout}"
+    plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+    # Its own settings stop at the first failure and print every test's output.
+    settings = ["-c", os.devnull, f"--rootdir={Path.cwd()}", "-W", "ignore", "--tb=short", "-q"]
+    chosen = ["-m", "not flaky_in_dev and not experimental"]
+    target = f"tests/unit_tests/{file}"
+    return [*plugins, *settings, *chosen, timeout, *options.pytest.split(), target]
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def _fork(rank: int, ranks: int, port: int, argv: Sequence[str], folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setpgid(0, 0)  # what a test starts is ended with it
+        log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        sys.argv = ["pytest"]
+        from moe_bench.mcore.cpu.embedding import install
+
+        install(local_world_size=ranks)
+        import pytest
+
+        with (folder / f"rank-{rank}.jsonl").open("w", buffering=1) as lines:
+            pytest.main(list(argv), plugins=[Outcomes(lines)])
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
+
+
+class Outcomes:
+    """A pytest plugin: one line of JSON when a test begins and whenever something is known of it."""
+
+    def __init__(self, lines: Any) -> None:
+        self._lines = lines
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Until more is heard, it hangs."""
+        self._say(nodeid, "hung", "it did not end in time, or ended its rank")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """What one phase of a test came to."""
+        if report.failed:
+            self._say(report.nodeid, "failed" if report.when == "call" else "error", _why(report))
+        elif report.skipped:
+            why = "expected to fail" if hasattr(report, "wasxfail") else report.longrepr[2]
+            self._say(report.nodeid, "skipped", why)
+        elif report.when == "call":
+            self._say(report.nodeid, "passed", "")
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be imported."""
+        if report.failed:
+            self._say(report.nodeid, "error", _why(report))
+
+    def _say(self, nodeid: str, outcome: str, why: str) -> None:
+        self._lines.write(json.dumps([nodeid, outcome, why]) + "\n")
+
+
+def _why(report: Any) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = f"{crash.path}:{crash.lineno}: {crash.message}" if crash else str(report.longrepr)[-300:]
+    return " ".join(text.split())[:500]
+
+
+def _wait(children: Sequence[int], deadline_s: float) -> None:
+    """Until all have ended, or the time is over; then all are ended, with what they started."""
+    running = set(children)
+    while running and time.monotonic() < deadline_s:
+        running -= {child for child in running if os.waitpid(child, os.WNOHANG)[0]}
+        time.sleep(0.05)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    for child in running:
+        os.waitpid(child, 0)
+
+
+def _read(path: Path) -> dict[str, tuple[str, str]]:
+    """The last word on each test; a failure before it stays."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        nodeid, outcome, why = json.loads(line)
+        if found.get(nodeid, ("hung", ""))[0] == "hung" or outcome == "error":
+            found[nodeid] = (outcome, why)
+    return found
+
+
+def _merged(ranks: Sequence[dict[str, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
+    """The worst of what a test came to on all ranks, with the rank whose reason it is."""
+    merged = {}
+    for nodeid in dict.fromkeys(nodeid for rank in ranks for nodeid in rank):
+        found = [(*rank[nodeid], number) for number, rank in enumerate(ranks) if nodeid in rank]
+        outcome, why, rank = min(found, key=lambda each: WORST_FIRST.index(each[0]))
+        merged[nodeid] = (outcome, f"rank {rank}: {why}" if why else "")
+    return merged
+
+
+def _line(result: Result) -> str:
+    counts = collections.Counter(outcome for outcome, _ in result.tests.values())
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in WORST_FIRST if counts[outcome])
+    return f"{result.file:<60} {result.ranks} ranks {result.seconds:5.0f} s  {said or 'nothing'}"
+
+
+def _totals(results: Sequence[Result]) -> str:
+    counts = [(outcome, sum(r.count(outcome) for r in results)) for outcome in WORST_FIRST]
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts)
+
+
+def _write(path: Path, results: Sequence[Result]) -> None:
+    path.write_text(
+        json.dumps(
+            [{"file": r.file, "ranks": r.ranks, "tests": r.tests} for r in results], indent=1
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
