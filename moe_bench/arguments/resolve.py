@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_bench.arguments import corpus, cpu, environment, rules, sizes
+from moe_bench.arguments import chain, corpus, cpu, environment, rules, sizes
 from moe_bench.arguments.findings import Finding, raise_errors
 from moe_bench.arguments.flags import Flags
 from moe_bench.config.command_line import Flag
@@ -54,7 +54,7 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
         notes=(*gathered.notes, *_overridden_notes(knobs), *_release_notes(knobs, flags)),
     )
     _check_agreement(run)
-    run = corpus.without_mocked(run)
+    run = chain.chained(corpus.without_mocked(run))
     if request.local:
         run = _for_this_machine(run, machine, request, flags)
     elif machine.device == "cpu" and request.environment.get("MOE_BENCH_DEVICE") == "cpu":

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_bench.errors import MoeBenchError
+from moe_bench.checkpoint.torch_dist import open_torch_dist
+from moe_bench.errors import CheckpointError, MoeBenchError
 from moe_bench.results.records import STEPS_LEFT_FILE
 from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
@@ -91,6 +92,8 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
             stack.enter_context(recorder.hooks())
             stack.enter_context(_graceful_stop(recorder))
             sys.argv = _going_on(context, sys.argv, recorder)
+        if has_no_query_norm(sys.argv):
+            _leave_out_query_norm(context, stack, recorder)
         _run_megatron(context)
     if recorder is not None and recorder.stopped_early:
         _mark_steps_left(context)
@@ -105,8 +108,9 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
     assert context.run_dir is not None
     (context.run_dir / STEPS_LEFT_FILE).unlink(missing_ok=True)
     checkpoints = Path(_flag(argv, "--save", str(context.run_dir / "checkpoints")))
-    if not checkpoints.absolute().is_relative_to(context.run_dir.absolute()):
-        return argv  # a folder that other runs may share is loaded only when --load says so
+    is_own = checkpoints.absolute().is_relative_to(context.run_dir.absolute())
+    if not is_own and environment().get("MOE_BENCH_CHAIN") != str(checkpoints):
+        return argv  # a folder that other runs may share is loaded only when --load or a chain says so
     found = resume.find(checkpoints)
     if found is None:
         return argv
@@ -117,6 +121,33 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
             sys.stdout.write(f"moe_bench: damaged checkpoint passed over: {reason}\n")
         sys.stdout.write(f"moe_bench: going on after step {found.step} of {found.checkpoint}\n")
     return resume.continued(argv, checkpoints)
+
+
+def has_no_query_norm(argv: Sequence[str]) -> bool:
+    """Whether --load names a checkpoint of a model whose queries have no norm, where Megatron would build one."""
+    if "--multi-latent-attention" not in argv or "--q-lora-rank" in argv or "--load" not in argv:
+        return False
+    try:
+        keys = open_torch_dist(Path(_flag(argv, "--load", ""))).tensors
+    except CheckpointError:
+        return False  # not there yet, or another format: Megatron itself says so
+    return any(key.endswith(".linear_q_proj.weight") for key in keys) and not any(
+        key.endswith(".linear_q_proj.layer_norm_weight") for key in keys
+    )
+
+
+def _leave_out_query_norm(
+    context: RankContext, stack: contextlib.ExitStack, recorder: Recorder | None
+) -> None:
+    from moe_bench.mcore.patches import NO_PHANTOM_QUERY_NORM  # noqa: PLC0415
+
+    stack.enter_context(NO_PHANTOM_QUERY_NORM.applied())
+    if context.rank != 0:
+        return
+    said = "the checkpoint has no query norm (linear_q_proj.layer_norm_weight), so the layers are built without one"
+    sys.stdout.write(f"moe_bench: {said}\n")
+    if recorder is not None:
+        recorder.event("embedding", replaced=[NO_PHANTOM_QUERY_NORM.attribute], summary=said)
 
 
 def _mark_steps_left(context: RankContext) -> None:
