@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from moe_bench.config.run import Origin, Overridden, Setting
 from moe_bench.errors import ConfigError
 
-_FIELDS = {b"F": 1, b"A": 1, b"C": 3, b"D": 2, b"V": 3, b"E": 0}
+_FIELDS = {b"P": 0, b"F": 1, b"A": 1, b"C": 3, b"D": 2, b"V": 1, b"E": 0, b"X": 1}
+_QUOTED = rb'"(?:[^"\\]|\\.)*"|\$\'(?:[^\'\\]|\\.)*\''
+_DECLARATION = re.compile(
+    rb"declare -(\S+) (\w+)(?:=(%s|\((?:[^\"'()\\]|\\.|%s)*\)))?\n" % (_QUOTED, _QUOTED), re.DOTALL
+)
+_FIRST_ITEM = re.compile(rb"\(\[0\]=(%s)" % _QUOTED, re.DOTALL)
+_SHELLS_OWN = re.compile(
+    r"__mb_|BASH|(FUNCNAME|DIRSTACK|GROUPS|PIPESTATUS|LINENO|RANDOM|SRANDOM|SECONDS|_)\Z|EPOCH"
+)
+_ASSIGNED = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z_][A-Za-z0-9_]*)(?:\+?=|:=)")
+_WORD = re.compile(r"\w+")
+
+type Record = tuple[bytes, list[bytes]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +44,20 @@ class ConfVariables:
     exported: frozenset[str]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfLog:
+    """What one pass over the files wrote."""
+
+    records: tuple[Record, ...]
+    status: int | None
+    """Of the subshell; None when even that was not written."""
+
+    def is_whole(self, files: tuple[ConfFile, ...]) -> bool:
+        """True when the shell came to the end of the last file."""
+        ends = sum(kind == b"E" for kind, _ in self.records)
+        return self.status == 0 and ends == len(files)
+
+
 @dataclass(slots=True)
 class _FileLog:
     file: ConfFile
@@ -40,35 +67,75 @@ class _FileLog:
     """name -> place of a command that builds the name it assigns."""
     defaults: dict[str, tuple[str, str]]
     """name -> (value it would have had but for the environment, place)."""
-    values: dict[str, tuple[str, bool]]
+    values: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     done: bool = False
+    assigning: dict[str, str] = field(default_factory=dict)
+    """name -> place of the last command that assigns to it by name."""
+    mentioning: dict[str, str] = field(default_factory=dict)
+    """word -> place of the last command that holds it."""
+
+    def place_of(self, name: str) -> str:
+        """Where the last command that mentions an assignment to `name` stands; the file alone when none does."""
+        if name in self.assigned:
+            return self.assigned[name]
+        if not self.mentioning:
+            for command, place in self.places:
+                assigned, words = _names_in(command)
+                self.assigning.update(dict.fromkeys(assigned, place))
+                self.mentioning.update(dict.fromkeys(words, place))
+        return self.assigning.get(name) or self.mentioning.get(name) or self.file.shown
+
+
+@lru_cache(maxsize=4096)
+def _names_in(command: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a command assigns to by name, and all words in it. Many runs share their commands."""
+    return frozenset(_ASSIGNED.findall(command)), frozenset(_WORD.findall(command))
+
+
+def split(log: bytes) -> list[ConfLog]:
+    """One log for each environment, in order; of one that the shell did not come to there is none."""
+    found: list[list[Record]] = []
+    status: list[int | None] = []
+    for kind, fields in _records(log):
+        if kind == b"P":
+            found.append([])
+            status.append(None)
+        elif kind == b"X":
+            status[-1] = int(fields[0])
+        else:
+            found[-1].append((kind, fields))
+    return [
+        ConfLog(records=tuple(records), status=one)
+        for records, one in zip(found, status, strict=True)
+    ]
 
 
 def variables(
-    log: bytes,
+    log: ConfLog,
     files: tuple[ConfFile, ...],
     environment: Mapping[str, str],
     shown: Callable[[str], str],
 ) -> ConfVariables:
     """Fold the log into settings. `shown` shortens a path for messages."""
     current: dict[str, Setting] = {
-        name: Setting(value=value, origin=Origin(layer="environment", place="environment"))
-        for name, value in environment.items()
+        name: Setting(value=value, origin=_ENVIRONMENT) for name, value in environment.items()
     }
     values: Mapping[str, tuple[str, bool]] = {}
-    for file_log in _file_logs(log, files, shown):
+    for file_log in _file_logs(log.records, files, shown):
         values = file_log.values
         for name, (value, _) in values.items():
-            before = current.get(name)
-            current[name] = _after_file(name, value, before, file_log)
+            current[name] = _after_file(name, value, current.get(name), file_log)
     exported = frozenset(name for name, (_, is_exported) in values.items() if is_exported)
     settings = {name: current[name] for name in values} if files else current
     return ConfVariables(settings=settings, exported=exported if files else frozenset(current))
 
 
+_ENVIRONMENT = Origin(layer="environment", place="environment")
+
+
 def _after_file(name: str, value: str, before: Setting | None, file_log: _FileLog) -> Setting:
     if before is None or before.value != value:
-        origin = Origin(layer=file_log.file.layer, place=_place_of(name, file_log))
+        origin = Origin(layer=file_log.file.layer, place=file_log.place_of(name))
         lost: tuple[Overridden, ...] = ()
         if before is not None:
             lost = (Overridden(value=before.value, origin=before.origin), *before.overrode)
@@ -80,64 +147,87 @@ def _after_file(name: str, value: str, before: Setting | None, file_log: _FileLo
     return before
 
 
-def _place_of(name: str, file_log: _FileLog) -> str:
-    """Where the last command that mentions an assignment to `name` stands; the file alone when none does."""
-    if name in file_log.assigned:
-        return file_log.assigned[name]
-    assigns = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(name)}(\+?=|:=)")
-    mentions = re.compile(rf"\b{re.escape(name)}\b")
-    for pattern in (assigns, mentions):
-        for command, place in reversed(file_log.places):
-            if pattern.search(command):
-                return place
-    return file_log.file.shown
-
-
 def _file_logs(
-    log: bytes, files: tuple[ConfFile, ...], shown: Callable[[str], str]
+    records: tuple[Record, ...], files: tuple[ConfFile, ...], shown: Callable[[str], str]
 ) -> Iterator[_FileLog]:
     file_log: _FileLog | None = None
     remaining = iter(files)
-    for kind, fields in _records(log):
+    for kind, fields in records:
         if kind == b"F":
-            file_log = _FileLog(
-                file=next(remaining), places=[], assigned={}, defaults={}, values={}
-            )
+            file_log = _FileLog(file=next(remaining), places=[], assigned={}, defaults={})
         elif file_log is None:
             continue
         elif kind == b"C":
-            file_log.places.append((fields[2], f"{shown(fields[0])}:{fields[1]}"))
+            place = f"{shown(_text(fields[0]))}:{_text(fields[1])}"
+            file_log.places.append((_text(fields[2]), place))
         elif kind == b"A":
-            file_log.assigned[fields[0]] = file_log.places[-1][1]
+            file_log.assigned[_text(fields[0])] = file_log.places[-1][1]
         elif kind == b"D":
-            file_log.defaults[fields[0]] = (fields[1], file_log.places[-1][1])
+            file_log.defaults[_text(fields[0])] = (_text(fields[1]), file_log.places[-1][1])
         elif kind == b"V":
-            file_log.values[fields[0]] = (fields[1], fields[2] == "1")
+            file_log.values = declared(fields[0])
         else:
             file_log.done = True
             yield file_log
 
 
-def _records(log: bytes) -> Iterator[tuple[bytes, list[str]]]:
+def declared(text: bytes) -> dict[str, tuple[str, bool]]:
+    """Name -> (value, whether it is exported) of what `declare -p` printed; an array by its item 0, as `$NAME` reads it."""
+    found: dict[str, tuple[str, bool]] = {}
+    for match in _DECLARATION.finditer(text):
+        attributes, name, value = match.group(1, 2, 3)
+        shown = name.decode()
+        if value is None or b"n" in attributes or _SHELLS_OWN.match(shown):
+            continue
+        if value.startswith(b"("):
+            first = _FIRST_ITEM.match(value)
+            if first is None:
+                continue
+            value = first[1]
+        found[shown] = (_unquoted(value), b"x" in attributes)
+    return found
+
+
+_ESCAPED = re.compile(rb"\\(?:([0-7]{1,3})|(.))", re.DOTALL)
+_CONTROLS = {b"a": b"\a", b"b": b"\b", b"E": b"\x1b", b"e": b"\x1b", b"f": b"\f", b"n": b"\n"}
+_CONTROLS |= {b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+
+
+def _unquoted(value: bytes) -> str:
+    """What bash put between quotes: "..." with backslashes before $ ` \" \\, or $'...' with escapes as C has them."""
+    if value.startswith(b"$'"):
+        value = _ESCAPED.sub(_control, value[2:-1])
+    else:
+        value = value[1:-1]
+        if b"\\" in value:
+            value = _ESCAPED.sub(lambda match: match[0][1:], value)
+    return _text(value)
+
+
+def _control(match: re.Match[bytes]) -> bytes:
+    if match[1]:
+        return bytes([int(match[1], 8)])
+    return _CONTROLS.get(match[2], match[2])
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
+
+
+def _records(log: bytes) -> Iterator[Record]:
     fields = log.split(b"\0")
     position = 0
     while position < len(fields) - 1:
         kind = fields[position]
         count = _FIELDS[kind]
-        values = fields[position + 1 : position + 1 + count]
-        yield kind, [value.decode(errors="surrogateescape") for value in values]
+        yield kind, fields[position + 1 : position + 1 + count]
         position += 1 + count
 
 
-def is_whole(log: bytes, files: tuple[ConfFile, ...]) -> bool:
-    """True when the shell came to the end of the last file."""
-    kinds = [kind for kind, _ in _records(log)]
-    return kinds.count(b"E") == len(files) and kinds[-1] == b"E"
-
-
-def complaint(log: bytes, files: tuple[ConfFile, ...], said: str, status: int) -> ConfigError:
+def complaint(log: ConfLog | None, files: tuple[ConfFile, ...], said: str) -> ConfigError:
     """The error for a shell that ended before the last file was done, with bash's own words."""
-    begun = [fields[0] for kind, fields in _records(log) if kind == b"F"]
-    file = files[len(begun) - 1].shown if begun else "the .conf files"
-    said = said.strip() or f"it ended the shell with status {status} and said nothing"
+    begun = sum(kind == b"F" for kind, _ in log.records) if log else 0
+    file = files[begun - 1].shown if begun else "the .conf files"
+    status = "" if log is None or log.status is None else f" with status {log.status}"
+    said = said.strip() or f"it ended the shell{status} and said nothing"
     return ConfigError(f"{file} failed: {said}")

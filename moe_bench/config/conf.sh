@@ -1,14 +1,17 @@
 # shellcheck shell=bash disable=SC2016
-# Sources the .conf files given as arguments, in order, in this one shell, and writes to descriptor MOE_BENCH_CONF_FD what
-# they did, as NUL-ended fields: F file (begins), C file line command (about to run), D name value (what the command would
-# have set had the caller not), V name value exported (after a file), E (file done). Values are written, never expanded again.
+# Sources the .conf files given as arguments, in order, once for each environment of MOE_BENCH_CONF_INPUT, each time in a
+# subshell of its own (far cheaper than a new bash), and writes to descriptor MOE_BENCH_CONF_FD what they did, as
+# NUL-ended fields: P (an environment begins), F file (begins), C file line command (about to run), A name (the name it
+# assigns), D name value (what the command would have set had the caller not), V declarations (after a file: all variables,
+# as `declare -p` writes them), E (file done), X status (the subshell has ended). Values are written, never expanded again.
+# The input: for each environment the names that the caller gave, the number of variables that differ from this
+# process's own, and those as name and value. What the files say goes to standard output, each time after a NUL.
 __mb_out="$MOE_BENCH_CONF_FD"
-__mb_given=" $MOE_BENCH_CONF_GIVEN "
-unset MOE_BENCH_CONF_FD MOE_BENCH_CONF_GIVEN
-set -euo pipefail
+mapfile -d '' -t __mb_input <&"$MOE_BENCH_CONF_INPUT"
+unset MOE_BENCH_CONF_FD MOE_BENCH_CONF_INPUT
+set -uo pipefail
 
-__mb_note() { # before each simple command of a .conf: where it stands, and the default it would have used
-  printf 'C\0%s\0%s\0%s\0' "$2" "$3" "$1" >&"$__mb_out"
+__mb_note() { # before a simple command of a .conf: the default it would have used, where the caller gave a value
   local __mb_name="${1#: }" __mb_rest __mb_default="" __mb_none="" __mb_flags
   __mb_name="${__mb_name#export }"
   if [[ "$1" == 'export "${'*'}='* && "$1" != *'`'* && "$1" != *'$('[!\(]* ]]; then # export "${NAMES[i]}=${!NAMES[i]:-default}"
@@ -43,31 +46,40 @@ __mb_note() { # before each simple command of a .conf: where it stands, and the 
   printf 'D\0%s\0%s\0' "$__mb_name" "$__mb_default" >&"$__mb_out"
 }
 
-__mb_dump() { # every scalar variable and whether it is exported
-  local __mb_name __mb_exported
-  __mb_exported=" $(compgen -e | tr '\n' ' ') "
-  for __mb_name in $(compgen -v); do
-    case "$__mb_name" in __mb_* | BASH* | FUNCNAME | DIRSTACK | GROUPS | PIPESTATUS | LINENO | RANDOM | SRANDOM | SECONDS | EPOCH* | _) continue ;; esac
-    if [[ -n "${!__mb_name+set}" ]]; then
-      if [[ "$__mb_exported" == *" $__mb_name "* ]]; then
-        printf 'V\0%s\0%s\0001\0' "$__mb_name" "${!__mb_name}" >&"$__mb_out"
-      else
-        printf 'V\0%s\0%s\0000\0' "$__mb_name" "${!__mb_name}" >&"$__mb_out"
-      fi
-    fi
-  done
-}
+# Before each simple command: where it stands. What begins with these words assigns in none of the ways that __mb_note knows.
+__mb_trap='printf "C\0%s\0%s\0%s\0" "${BASH_SOURCE[0]}" "$LINENO" "$BASH_COMMAND" >&"$__mb_out"
+case "$BASH_COMMAND" in
+  "declare "* | "local "* | "for "* | "case "* | "read "* | "source "* | "[["* | "(("*) ;;
+  *) __mb_note "$BASH_COMMAND" ;;
+esac'
 
-for __mb_file in "$@"; do
-  printf 'F\0%s\0' "$__mb_file" >&"$__mb_out"
-  set -T
-  trap '__mb_note "$BASH_COMMAND" "${BASH_SOURCE[0]}" "$LINENO"' DEBUG
-  # shellcheck disable=SC1090 # the user's file
-  source "$__mb_file"
-  trap - DEBUG
-  set +T
-  set -euo pipefail
-  IFS=$' \t\n'
-  __mb_dump
-  printf 'E\0' >&"$__mb_out"
+__mb_at=0
+while ((__mb_at < ${#__mb_input[@]})); do
+  printf 'P\0' >&"$__mb_out"
+  printf '\0'
+  (
+    __mb_given=" ${__mb_input[__mb_at]} "
+    for ((__mb_i = __mb_at + 2; __mb_i < __mb_at + 2 + 2 * __mb_input[__mb_at + 1]; __mb_i += 2)); do
+      export "${__mb_input[__mb_i]}=${__mb_input[__mb_i + 1]}"
+    done
+    unset __mb_input
+    set -e
+    for __mb_file in "$@"; do
+      printf 'F\0%s\0' "$__mb_file" >&"$__mb_out"
+      set -T
+      # shellcheck disable=SC2064 # expanded now: the trap's text
+      trap "$__mb_trap" DEBUG
+      # shellcheck disable=SC1090 # the user's file
+      source "$__mb_file"
+      trap - DEBUG
+      set +T
+      set -euo pipefail
+      IFS=$' \t\n'
+      printf 'V\0' >&"$__mb_out"
+      declare -p >&"$__mb_out"
+      printf '\0E\0' >&"$__mb_out"
+    done
+  )
+  printf 'X\0%s\0' "$?" >&"$__mb_out" # not `( ... ) ||`: that would switch errexit off within
+  __mb_at=$((__mb_at + 2 + 2 * __mb_input[__mb_at + 1]))
 done

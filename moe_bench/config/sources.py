@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from moe_bench.config.conf import ConfFile, ConfVariables, complaint, is_whole, variables
+from moe_bench.config.conf import ConfFile, ConfLog, ConfVariables, complaint, split, variables
 from moe_bench.errors import ConfigError
 
 _DRIVER = Path(__file__).with_name("conf.sh")
@@ -51,37 +51,97 @@ def run_confs(
     files: tuple[ConfFile, ...], environment: Mapping[str, str], shown: Callable[[str], str]
 ) -> ConfVariables:
     """The variables after running the files, in order, in one bash. Raises ConfigError with bash's own message."""
+    [found] = run_confs_in(files, [environment], shown)
+    if isinstance(found, ConfigError):
+        raise found
+    return found
+
+
+def run_confs_in(
+    files: tuple[ConfFile, ...],
+    environments: Sequence[Mapping[str, str]],
+    shown: Callable[[str], str],
+) -> list[ConfVariables | ConfigError]:
+    """The same for many environments at once, each by itself, in a few bash processes. An error stands in its place."""
     if not files:
-        return variables(b"", (), environment, shown)
+        return [variables(_NOTHING, (), one, shown) for one in environments]
     for file in files:
         read_text(Path(file.path), shown=file.shown, what="a bash .conf file")
-    given = {name: value for name, value in environment.items() if name not in _NOT_FOR_BASH}
-    with tempfile.TemporaryFile() as log:
-        driven = given | {
-            "MOE_BENCH_CONF_FD": str(log.fileno()),
-            "MOE_BENCH_CONF_GIVEN": " ".join(name for name in given if name.isidentifier()),
-        }
-        try:
-            done = subprocess.run(
+    given = [_for_bash(environment) for environment in environments]
+    processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES, max(len(given) // _WORTH, 1))
+    size = -(-len(given) // processes)
+    passes = [_Pass(files, given[at : at + size]) for at in range(0, len(given), size)]
+    return [found for one in passes for found in one.outcomes(shown)]
+
+
+_NOTHING = ConfLog(records=(), status=0)
+_MOST_PROCESSES = 8
+_WORTH = 16
+"""Environments that a further bash process is worth."""
+
+
+def _for_bash(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in _NOT_FOR_BASH}
+
+
+class _Pass:
+    """One bash that runs the files once for each of some environments."""
+
+    def __init__(self, files: tuple[ConfFile, ...], given: list[dict[str, str]]) -> None:
+        self._files, self._given = files, given
+        shared = dict(set(given[0].items()).intersection(*(one.items() for one in given[1:])))
+        self._log, self._said = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by outcomes
+        with tempfile.TemporaryFile() as asked:
+            asked.write(b"".join(_asked(one, shared) for one in given))
+            asked.seek(0)
+            self._process = subprocess.Popen(
                 ["bash", "--noprofile", "--norc", str(_DRIVER), *(file.path for file in files)],
-                env=driven,
-                pass_fds=[log.fileno()],
+                env=shared
+                | {
+                    "MOE_BENCH_CONF_FD": str(self._log.fileno()),
+                    "MOE_BENCH_CONF_INPUT": str(asked.fileno()),
+                },
+                pass_fds=[self._log.fileno(), asked.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=self._said,
                 stderr=subprocess.STDOUT,
-                timeout=_TIME_LIMIT_S,
-                check=False,
             )
-        except subprocess.TimeoutExpired:
-            names = ", ".join(file.shown for file in files)
-            raise ConfigError(
-                f"{names}: still running after {_TIME_LIMIT_S} s; a .conf may not wait"
-            ) from None
-        log.seek(0)
-        written = log.read()
-    if done.returncode != 0 or not is_whole(written, files):
-        raise complaint(written, files, done.stdout.decode(errors="replace"), done.returncode)
-    return variables(written, files, given, shown)
+
+    def outcomes(self, shown: Callable[[str], str]) -> Iterator[ConfVariables | ConfigError]:
+        """Waits for the process. Raises ConfigError when a file does not come to an end."""
+        limit_s = _TIME_LIMIT_S + 0.1 * len(self._given)
+        with self._log, self._said:
+            try:
+                self._process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+                names = ", ".join(file.shown for file in self._files)
+                raise ConfigError(
+                    f"{names}: still running after {limit_s:.0f} s; a .conf may not wait"
+                ) from None
+            for file in (self._log, self._said):
+                file.seek(0)
+            logs = split(self._log.read())
+            said = self._said.read().decode(errors="replace").split("\0")[1:]
+        for index, given in enumerate(self._given):
+            log = logs[index] if index < len(logs) else None
+            if log is not None and log.is_whole(self._files):
+                yield variables(log, self._files, given, shown)
+            else:
+                yield complaint(log, self._files, said[index] if index < len(said) else "")
+
+
+def _asked(given: Mapping[str, str], shared: Mapping[str, str]) -> bytes:
+    """One environment as conf.sh reads it."""
+    names = " ".join(name for name in given if name.isidentifier())
+    own = [
+        (name, value)
+        for name, value in given.items()
+        if name.isidentifier() and shared.get(name) != value
+    ]
+    fields = [names, str(len(own)), *(text for pair in own for text in pair)]
+    return b"".join(os.fsencode(text) + b"\0" for text in fields)
 
 
 def is_file(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_bench.config.conf import ConfFile, ConfVariables
-from moe_bench.config.sources import run_confs
+from moe_bench.config.sources import run_confs, run_confs_in
 from moe_bench.errors import ConfigError
 
 NAMES = ("common", "runtime", "cluster")
@@ -194,3 +194,52 @@ def test_hostile_settings_of_the_caller_do_not_reach_bash(tmp_path: Path) -> Non
     start.write_text(f"touch {marker}\n")
     run(tmp_path, "A=1", BASH_ENV=str(start), SHELLOPTS="noexec", PS4="$(touch x)")
     assert not marker.exists()
+
+
+def test_many_environments_in_one_pass_end_as_each_does_alone(tmp_path: Path) -> None:
+    path = tmp_path / "common.conf"
+    path.write_text(
+        "declare -a LIST=(first second)\n"
+        "export TP=${TP:-1}\n"
+        'export NOTE="${NOTE:-none} of $TP"\n'
+        'if ((TP > 3)); then echo "TP=$TP is too much" >&2; return 1; fi\n'
+        "leak=${leak:-}$TP\n"
+    )
+    files = (ConfFile(path=str(path), layer="common", shown="common.conf"),)
+    values = ["1", "2", "3", "4", "9"] * 10
+    notes = ["plain", "two\nlines", 'a "b" $c `d` \\e', "\x1b\x01\x7f", "ä€ 'x'", ""]
+    environments = [
+        {"PATH": "/usr/bin:/bin", "TP": tp, "NOTE": notes[index % len(notes)]}
+        for index, tp in enumerate(values)
+    ]
+    environments[7].pop("NOTE")
+    together = run_confs_in(files, environments, lambda name: Path(name).name)
+    assert len(together) == len(environments)
+    for environment, found in zip(environments, together, strict=True):
+        if int(environment["TP"]) > 3:
+            assert isinstance(found, ConfigError)
+            assert f"common.conf failed: TP={environment['TP']} is too much" in str(found)
+            continue
+        assert isinstance(found, ConfVariables)
+        alone = run_confs(files, environment, lambda name: Path(name).name)
+        assert (found.settings, found.exported) == (alone.settings, alone.exported)
+        assert found.settings["NOTE"].value == (
+            f"{environment.get('NOTE') or 'none'} of {environment['TP']}"
+        )
+        assert found.settings["leak"].value == environment["TP"], "one environment saw another"
+        assert found.settings["LIST"].value == "first"
+
+
+def test_a_file_that_leaves_the_shell_in_one_environment_leaves_the_others_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "common.conf"
+    path.write_text("[[ $TP != 2 ]] || exit 3\nexport PP=$TP\n")
+    files = (ConfFile(path=str(path), layer="common", shown="common.conf"),)
+    environments = [{"PATH": "/usr/bin:/bin", "TP": tp} for tp in ("1", "2", "3")]
+    one, two, three = run_confs_in(files, environments, lambda name: Path(name).name)
+    assert isinstance(one, ConfVariables)
+    assert isinstance(three, ConfVariables)
+    assert (one.settings["PP"].value, three.settings["PP"].value) == ("1", "3")
+    assert "common.conf failed" in str(two)
+    assert "status 3" in str(two)
