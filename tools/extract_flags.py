@@ -16,8 +16,9 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
+
+import msgspec
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))  # a script in tools/ does not see the package beside it
@@ -110,7 +111,7 @@ def _line(release: str) -> str:
 def verify(path: Path, found: Extraction) -> int:
     """Print how the static reading differs from the parser Megatron builds; return how often it does."""
     real = _real_flags(path)
-    read = {spec.options: asdict(spec) for spec in found.flags if not spec.needs}
+    read = {spec.options: msgspec.structs.asdict(spec) for spec in found.flags if not spec.needs}
     differences = [
         f"only read: {options}"
         for options in read
@@ -154,7 +155,7 @@ def _compact(spec: FlagSpec) -> dict[str, object]:
     """The spec without empty fields; what the reader fills in again."""
     return {
         key: value
-        for key, value in asdict(spec).items()
+        for key, value in msgspec.structs.asdict(spec).items()
         if key == "default" or value not in ("", ())
     }
 

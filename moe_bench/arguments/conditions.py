@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +21,11 @@ _COMPARISON = re.compile(r"\s*(<=|>=|==|<|>)\s*(\d+(?:\.\d+)*)\s*\Z")
 
 
 class Condition(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"is_": "is", "in_": "in"}
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"is_": "is", "in_": "in"},
 ):
     """One condition: a subject (flag, env, a version, or any/none of others) and exactly one test."""
 
@@ -118,6 +123,7 @@ def all_hold(conditions: tuple[Condition, ...], facts: Facts) -> bool | None:
     return None if None in decided else True
 
 
+@lru_cache(maxsize=4096)
 def matches(version: str, asked: str) -> bool:
     """`2.1.0` against `>=2.1,<3`. Letters after the numbers (`2.6.0.dev0`, `2.11.0+cpu`) do not count."""
     return all(_compares(version, part) for part in asked.split(","))

@@ -127,12 +127,15 @@ class _Stages:
 
 
 def _stages(asked: _Asked, pp: int) -> _Stages:
+    vpp = 2 if pp > 1 and _is_virtual(asked) else 1
+    first = pp > 1 and asked.has(_FIRST)
     return _Stages(
         pp=pp,
-        vpp=2 if pp > 1 and _is_virtual(asked) else 1,
+        vpp=vpp,
         by_layout=pp > 1 and asked.has(_LAYOUT),
-        first=pp > 1 and asked.has(_FIRST),
-        last=pp > 1 and asked.has(_LAST),
+        first=first,
+        # of two stages, Megatron lays virtual ones out only where one is not named: it is the last with what is left
+        last=pp > 1 and asked.has(_LAST) and not (first and vpp > 1),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import moe_bench
 from moe_bench.arguments.resolve import Identity, resolve_run
@@ -14,9 +15,11 @@ from moe_bench.config.gather import DEFAULT_MODEL, Request
 from moe_bench.config.machine import Machine, probe
 from moe_bench.config.run import ResolvedRun
 from moe_bench.config.sources import process_environment
-from moe_bench.data.demo import DemoRequest
 from moe_bench.errors import ConfigError
-from moe_bench.launch.launcher import LaunchPlan
+
+if TYPE_CHECKING:
+    from moe_bench.data.demo import DemoRequest
+    from moe_bench.launch.launcher import LaunchPlan
 
 PROJECT = Path(moe_bench.__file__).parents[1]
 """Where the presets and .conf files are, unless WORKSPACE names another folder."""
@@ -38,6 +41,8 @@ def request_of(words: Sequence[str], *, local: bool, must_name: bool = False) ->
 
 def demo_request(project: Path, environment: Mapping[str, str]) -> DemoRequest:
     """The demo corpus of this project: Shakespeare, or the text that MOE_BENCH_CORPUS names, byte by byte."""
+    from moe_bench.data.demo import DemoRequest
+
     corpus = environment.get("MOE_BENCH_CORPUS")
     return DemoRequest(
         output=project / ".cache" / "corpus",
@@ -56,7 +61,7 @@ def resolve(request: Request) -> tuple[ResolvedRun, Machine]:
 def _run_id(request: Request, model: str) -> str:
     given = request.environment.get("RUN_ID")
     if not given:
-        return f"{model}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return f"{model}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
     plain = given.replace("-", "").replace("_", "").replace(".", "")
     if not (plain.isalnum() and plain.isascii()) or given.startswith("."):
         raise ConfigError(
@@ -78,6 +83,12 @@ def announce(run: ResolvedRun, request: Request) -> None:
     for one in run.substitutions:
         _say(f"substituted: {one.asked} -> {one.used} ({one.reason})")
     for note in run.notes:
+        _say(f"note: {note}")
+
+
+def say_notes(plan: LaunchPlan) -> None:
+    """What the launcher adds, on standard error."""
+    for note in plan.notes:
         _say(f"note: {note}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from moe_bench.config.knobs import KNOBS, is_secret
 from moe_bench.config.model_file import ModelFile
@@ -92,7 +93,8 @@ def check(
         for one in misspelt(own, KNOBS)
         if _mentions(one.name, lines) < 2
     ]
-    certain, perhaps = [], []
+    certain: list[str] = []
+    perhaps: list[str] = []
     for one, value, place in found:
         said = one.name if is_secret(one.meant) else f"{one.name}={value}"
         sentence = f"{said} ({place}) is no knob; did you mean {one.meant}?"
@@ -113,12 +115,18 @@ def _mentions(name: str, lines: Iterable[str]) -> int:
 
 def misspelt(names: Iterable[str], knobs: Iterable[str]) -> list[Misspelt]:
     """The names that are none of `knobs` or `OTHERS` but look like one, in the order given."""
-    known = dict.fromkeys((*knobs, *OTHERS))
+    return list(_misspelt(tuple(names), tuple(dict.fromkeys((*knobs, *OTHERS)))))
+
+
+@lru_cache(maxsize=256)
+def _misspelt(names: tuple[str, ...], among: tuple[str, ...]) -> tuple[Misspelt, ...]:
+    """Kept, because the points of a sweep set the same names."""
+    known = dict.fromkeys(among)
     by_length: dict[int, list[str]] = {}
     for name in known:
         by_length.setdefault(len(name), []).append(name)
     found = (_meant(name, known, by_length) for name in names if name not in known)
-    return [one for one in found if one is not None]
+    return tuple(one for one in found if one is not None)
 
 
 def _meant(

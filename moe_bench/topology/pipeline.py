@@ -119,6 +119,13 @@ def uneven(
         raise ValueError(
             f"the first and last stage hold {(first or 0) + (last or 0)} of {num_layers} layers"
         )
+    if (
+        middle_stages == 0 and vpp > 1
+    ):  # core 0.11 to 0.19, transformer_layer.py: it divides by the stages between
+        raise ValueError(
+            "Megatron lays out virtual stages over the stages between the first and the last, and there are none; "
+            "give only one of the two a size of its own"
+        )
     if middle_stages and left % middle_stages:
         raise ValueError(
             f"the {left} layers left do not divide evenly over the {middle_stages} other stages"

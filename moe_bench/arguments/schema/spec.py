@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 Kind = Literal["value", "true", "false", "boolean", "const", "append"]
 
@@ -14,9 +15,8 @@ PATTERN = re.compile(r"[,\d\[\]()+* ]+")
 """What Megatron's list-expression flags (`--moe-layer-freq "([0]*3+[1]*58)"`) may hold."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlagSpec:
-    """A flag as one release's parser declares it."""
+class FlagSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A flag as one release's parser declares it, and as the table holds it."""
 
     options: tuple[str, ...]
     """Every spelling, as in `--no-x`, `--disable-x`."""
@@ -24,17 +24,17 @@ class FlagSpec:
     """The attribute of Megatron's args that it sets."""
     kind: Kind
     """value: takes values; true/false: a bare switch that sets its dest so; boolean: `--x` and `--no-x`."""
-    type: str
+    type: str = ""
     """int, float, str, bool, or the name of Megatron's own converter. "" for a switch."""
-    nargs: str
+    nargs: str = ""
     """"" for one value, else argparse's nargs: "+", "*", "?" or a number."""
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     """Accepted values; empty when anything of the type is."""
     default: object
     """JSON value; source text in {"expr": ...} when only running Megatron would tell."""
-    group: str
+    group: str = ""
     """Title of the argument group that declares it."""
-    needs: str
+    needs: str = ""
     """Package without which the parser does not know the flag; "" for always."""
 
     @property

@@ -8,35 +8,17 @@ from pathlib import Path
 
 import msgspec
 
-from moe_bench.arguments.schema.spec import FlagSpec, Kind
+from moe_bench.arguments.schema.spec import FlagSpec
 from moe_bench.errors import ArgumentsError
 
 TABLE = Path(__file__).parent / "flags.json"
-
-
-class _Row(msgspec.Struct, frozen=True):
-    """A spec as stored: empty fields are left out."""
-
-    options: tuple[str, ...]
-    dest: str
-    kind: Kind
-    default: object
-    type: str = ""
-    nargs: str = ""
-    choices: tuple[str, ...] = ()
-    group: str = ""
-    needs: str = ""
-
-    def spec(self) -> FlagSpec:
-        """With every field."""
-        return FlagSpec(**msgspec.structs.asdict(self))
 
 
 class _Variant(msgspec.Struct, frozen=True, rename={"where": "in"}):
     """A spec and the release lines that have it."""
 
     where: tuple[int, ...]
-    spec: _Row
+    spec: FlagSpec
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -51,7 +33,7 @@ class _Cached(msgspec.Struct, frozen=True):
     """A checkout's flags as kept between runs."""
 
     release: str
-    flags: tuple[_Row, ...]
+    flags: tuple[FlagSpec, ...]
     unread: tuple[str, ...]
     hashes: dict[str, str]
 
@@ -87,8 +69,7 @@ def shipped(release: str) -> dict[str, FlagSpec]:
     found: dict[str, FlagSpec] = {}
     for row in table.flags:
         if index in row.where:
-            spec = row.spec.spec()
-            found.update(dict.fromkeys(spec.options, spec))
+            found.update(dict.fromkeys(row.spec.options, row.spec))
     return found
 
 
@@ -103,8 +84,8 @@ def from_checkout(
         if kept is not None:
             _keep(kept, cached)
     found: dict[str, FlagSpec] = {}
-    for row in cached.flags:
-        found.update(dict.fromkeys(row.options, row.spec()))
+    for spec in cached.flags:
+        found.update(dict.fromkeys(spec.options, spec))
     return found, cached.release, cached.unread
 
 
@@ -130,11 +111,9 @@ def _read(root: Path) -> _Cached:
     from moe_bench.arguments.schema.extract import extract  # noqa: PLC0415 - seldom needed
 
     found = extract(root)
-    rows = tuple(
-        _Row(**{name: getattr(spec, name) for name in _Row.__struct_fields__})
-        for spec in found.flags
+    return _Cached(
+        release=found.release, flags=found.flags, unread=found.unread, hashes=found.hashes
     )
-    return _Cached(release=found.release, flags=rows, unread=found.unread, hashes=found.hashes)
 
 
 def _keep(path: Path, cached: _Cached) -> None:

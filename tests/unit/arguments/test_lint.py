@@ -1,12 +1,22 @@
+from binascii import crc32
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from moe_bench.arguments import schema
+from moe_bench.arguments import lint as lint_module, schema
 from moe_bench.arguments.conditions import flags_in, matches
 from moe_bench.arguments.findings import Finding
-from moe_bench.arguments.lint import Rule, all_rules, builtin_rules, lint, versions_here
+from moe_bench.arguments.lint import (
+    BUILTIN,
+    COMPILED,
+    Rule,
+    all_rules,
+    builtin_rules,
+    lint,
+    read_rules,
+    versions_here,
+)
 from moe_bench.errors import ConfigError
 from tests.support.lint_cases import BASE, CASES, laid_over, run_of, versions_of
 from tests.support.runs import make_run
@@ -21,6 +31,28 @@ def findings(*texts: str, rules: tuple[Rule, ...] | None = None) -> list[Finding
 
 def names(found: list[Finding]) -> set[str]:
     return {finding.rule for finding in found}
+
+
+def test_the_compiled_rules_are_those_of_the_yaml() -> None:
+    assert read_rules(BUILTIN, "builtin") == builtin_rules()
+    assert f'"yaml_crc32":{crc32(BUILTIN.read_bytes())},' in COMPILED.read_text(), (
+        "lint_rules.yaml has changed: python tools/compile_rules.py"
+    )
+
+
+def test_an_edited_yaml_is_read_in_place_of_what_was_compiled_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited = tmp_path / "lint_rules.yaml"
+    edited.write_text(
+        BUILTIN.read_text().replace("name: permute-fusion", "name: our-permute-fusion")
+    )
+    monkeypatch.setattr(lint_module, "BUILTIN", edited)
+    builtin_rules.cache_clear()
+    try:
+        assert "our-permute-fusion-needs-te-2.1" in {rule.name for rule in builtin_rules()}
+    finally:
+        builtin_rules.cache_clear()
 
 
 def test_every_rule_has_a_case_and_every_case_a_rule() -> None:

@@ -121,6 +121,14 @@ def test_a_rehearsal_takes_no_switch_away_that_a_machine_without_gpus_keeps(mode
     assert [flag for flag in gone if flag not in said] == []
 
 
+def test_deepseek_v2_keeps_its_uneven_virtual_pipeline_in_the_form_that_two_stages_allow() -> None:
+    args = resolve("DeepSeek-V2").args
+    assert args["--decoder-first-pipeline-num-layers"].value == "6"
+    assert args["--num-layers"].value == "10"
+    assert args["--num-virtual-stages-per-pipeline-rank"].value == "2"
+    assert "--decoder-last-pipeline-num-layers" not in args
+
+
 def test_deepseek_v3_keeps_its_groups_its_uneven_pipeline_and_its_prediction_module() -> None:
     run = resolve("DeepSeek-V3")
     assert sizes_of(run) == {"tp": 1, "cp": 1, "pp": 2, "ep": 2, "etp": 1}

@@ -147,7 +147,7 @@ def test_a_name_of_the_models_own_defaults_has_its_misspellings_too(tmp_path: Pa
     project = Project(tmp_path)
     project.write(f"{MODELS}/Tiny-Test.yaml", f"DEFAULTS:\n  DENSE_LAYERS: 1\n{MODEL}")
     project.add_flags("--moe-layer-freq: ([0]*${DENSE_LAYERS}+[1]*3)")
-    with pytest.raises(ConfigError, match="DENSE_LAYER=2 .*did you mean DENSE_LAYERS"):
+    with pytest.raises(ConfigError, match=r"DENSE_LAYER=2 .*did you mean DENSE_LAYERS"):
         project.resolve({"DENSE_LAYER": "2"})
 
 

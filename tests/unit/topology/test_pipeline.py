@@ -25,6 +25,12 @@ def test_uneven_ends() -> None:
     assert found.stages[-1].loss
 
 
+def test_two_stages_of_their_own_sizes_leave_megatron_none_to_lay_virtual_stages_out_over() -> None:
+    with pytest.raises(ValueError, match="give only one of the two"):
+        uneven(8, pp=2, vpp=2, first=4, last=4)
+    assert uneven(10, pp=2, vpp=2, first=6).num_layers == 10
+
+
 def test_one_uneven_end() -> None:
     assert [len(uneven(7, pp=3, last=1).layers_of_rank(rank)) for rank in range(3)] == [3, 3, 1]
 
