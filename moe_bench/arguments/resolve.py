@@ -28,15 +28,23 @@ class Identity:
     """What makes two runs of the same configuration differ."""
 
     run_id: str
+    folder: Path | None = None
+    """Where the run's directory lies; None: under OUTPUT_PATH."""
 
 
 def resolve_run(request: Request, machine: Machine, identity: Identity) -> ResolvedRun:
     """Everything decided and checked. Raises MoeBenchError for the first thing that cannot be."""
-    gathered = gather(request)
+    return resolve_gathered(gather(request), request, machine, identity)
+
+
+def resolve_gathered(
+    gathered: Gathered, request: Request, machine: Machine, identity: Identity
+) -> ResolvedRun:
+    """The same from sources already read."""
     knobs = rules.dispatcher_knobs(gathered.knobs)
     is_dry = knobs["DRY_RUN"].value == "1"
     flags = Flags.of_release(knobs, None if is_dry else request.project / ".cache" / "flags")
-    run_dir = _run_dir(knobs, request.project, identity.run_id)
+    run_dir = (identity.folder or output_folder(knobs, request.project)) / identity.run_id
     variables = _variables(gathered, knobs, run_dir)
     said = [
         *_from_yaml(gathered, variables, knobs, flags),
@@ -131,9 +139,10 @@ def _check_agreement(run: ResolvedRun) -> None:
             )
 
 
-def _run_dir(knobs: Mapping[str, Setting], project: Path, run_id: str) -> Path:
+def output_folder(knobs: Mapping[str, Setting], project: Path) -> Path:
+    """Where runs are written: OUTPUT_PATH, else the project's runs/."""
     base = Path(knobs["OUTPUT_PATH"].value) if "OUTPUT_PATH" in knobs else project / "runs"
-    return (base if base.is_absolute() else project / base) / run_id
+    return base if base.is_absolute() else project / base
 
 
 def _variables(gathered: Gathered, knobs: Mapping[str, Setting], run_dir: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.nearest import nearest
 from moe_bench.config.release import find_release
 from moe_bench.config.run import Origin, Overridden, Setting
-from moe_bench.config.sources import is_file, names_in, read_text, run_confs
+from moe_bench.config.sources import is_file, names_in, read_text, run_confs_in
 from moe_bench.errors import ConfigError
 
 MODELS = "model_configs/benchmarking"
@@ -70,19 +70,86 @@ ENVIRONMENT = Origin(layer="environment", place="environment")
 
 def gather(request: Request) -> Gathered:
     """Read every source. Raises ConfigError for the first that cannot be used."""
-    flags = command_line.parse(request.words)
-    given = _given(request, flags)
-    environment = _for_bash(request, given)
-    files = _conf_files(request, environment)
+    [found] = gather_all([request])
+    if isinstance(found, ConfigError):
+        raise found
+    return found
+
+
+def gather_all(requests: Sequence[Request]) -> list[Gathered | ConfigError]:
+    """The same for many requests, whose .conf files a few bash processes run together. An error stands in its place."""
+    begun = [_begun(request) for request in requests]
+    found: list[Gathered | ConfigError] = [
+        one if isinstance(one, ConfigError) else _UNREAD for one in begun
+    ]
+    together: dict[tuple[tuple[ConfFile, ...], Path], list[int]] = {}
+    for index, one in enumerate(begun):
+        if isinstance(one, _Begun):
+            together.setdefault((one.files, one.request.project), []).append(index)
+    for (files, project), indices in together.items():
+        group = [(index, one) for index in indices if isinstance(one := begun[index], _Begun)]
+        for (index, one), conf in zip(group, _conf(files, project, group), strict=True):
+            found[index] = _ended(one, conf)
+    return found
+
+
+_UNREAD = ConfigError("the .conf files were not run")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Begun:
+    """A request before its .conf files have run."""
+
+    request: Request
+    flags: tuple[command_line.Flag, ...]
+    given: Mapping[str, Setting]
+    environment: Mapping[str, str]
+    files: tuple[ConfFile, ...]
+
+
+def _begun(request: Request) -> _Begun | ConfigError:
     try:
-        conf = run_confs(
-            files, environment, functools.cache(lambda path: _shown(Path(path), request.project))
-        )
-    except ConfigError:
-        if "TRAINING_PARAMS_PATH" not in given:  # a table that lacks MODEL says less than we can
-            _check_model(_model_path(given, request.project), given, request.project)
-        raise
-    knobs = _knobs(given, conf)
+        flags = command_line.parse(request.words)
+        given = _given(request, flags)
+        environment = _for_bash(request, given)
+        files = _conf_files(request, environment)
+    except ConfigError as error:
+        return error
+    return _Begun(request=request, flags=flags, given=given, environment=environment, files=files)
+
+
+def _conf(
+    files: tuple[ConfFile, ...], project: Path, group: Sequence[tuple[int, _Begun]]
+) -> list[ConfVariables | ConfigError]:
+    """Each environment is run once, however many requests share it."""
+    shown = functools.cache(lambda path: _shown(Path(path), project))
+    keys = [frozenset(one.environment.items()) for _, one in group]
+    distinct = {key: one.environment for key, (_, one) in zip(keys, group, strict=True)}
+    try:
+        ran = run_confs_in(files, list(distinct.values()), shown)
+    except ConfigError as error:
+        return [error] * len(group)
+    by_key = dict(zip(distinct, ran, strict=True))
+    return [by_key[key] for key in keys]
+
+
+def _ended(begun: _Begun, conf: ConfVariables | ConfigError) -> Gathered | ConfigError:
+    try:
+        if isinstance(conf, ConfigError):
+            given, project = begun.given, begun.request.project
+            if (
+                "TRAINING_PARAMS_PATH" not in given
+            ):  # a table that lacks MODEL says less than we can
+                _check_model(_model_path(given, project), given, project)
+            return conf
+        return _gathered(begun, conf)
+    except ConfigError as error:
+        return error
+
+
+def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
+    request = begun.request
+    knobs = _knobs(begun.given, conf)
     model = knobs["MODEL"].value
     path = Path(knobs["TRAINING_PARAMS_PATH"].value)
     shown = _shown(path, request.project)
@@ -91,7 +158,7 @@ def gather(request: Request) -> Gathered:
     file = model_file.parse(text, name=shown)
     texts = {shown: text} | {
         one.shown: read_text(Path(one.path), shown=one.shown, what="a bash .conf file")
-        for one in files
+        for one in begun.files
     }
     notes = misspelt.check(request.environment, conf.settings, file, texts)
     knobs = _with_defaults(knobs, file)
@@ -101,7 +168,7 @@ def gather(request: Request) -> Gathered:
         variables=_variables(conf, knobs, file, request.project),
         exported=_exported(conf, request.environment),
         file=file,
-        flags=_flags(flags, knobs),
+        flags=_flags(begun.flags, knobs),
         notes=notes,
     )
 

@@ -57,6 +57,8 @@ def fold(candidates: Iterable[Candidate]) -> dict[str, Setting]:
 
 
 def _winner(said: list[Candidate]) -> Setting:
+    if len(said) == 1:
+        return Setting(value=said[0].value, origin=said[0].origin, words=said[0].words)
     order = sorted(
         range(len(said)), key=lambda index: (PRECEDENCE.index(said[index].origin.layer), -index)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import yaml
 
@@ -38,6 +39,7 @@ class ModelFile:
     model_args: tuple[Entry, ...]
 
 
+@lru_cache(maxsize=64)
 def parse(text: str, *, name: str) -> ModelFile:
     """The YAML's entries in order. Raises ConfigError naming `name` and the line."""
     try:

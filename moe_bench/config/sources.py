@@ -90,7 +90,7 @@ class _Pass:
     def __init__(self, files: tuple[ConfFile, ...], given: list[dict[str, str]]) -> None:
         self._files, self._given = files, given
         shared = dict(set(given[0].items()).intersection(*(one.items() for one in given[1:])))
-        self._log, self._said = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by outcomes
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by outcomes
         with tempfile.TemporaryFile() as asked:
             asked.write(b"".join(_asked(one, shared) for one in given))
             asked.seek(0)
@@ -103,27 +103,25 @@ class _Pass:
                 },
                 pass_fds=[self._log.fileno(), asked.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=self._said,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
 
     def outcomes(self, shown: Callable[[str], str]) -> Iterator[ConfVariables | ConfigError]:
         """Waits for the process. Raises ConfigError when a file does not come to an end."""
         limit_s = _TIME_LIMIT_S + 0.1 * len(self._given)
-        with self._log, self._said:
+        with self._log, self._process:
             try:
-                self._process.wait(limit_s)
+                output, _ = self._process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait()
                 names = ", ".join(file.shown for file in self._files)
                 raise ConfigError(
                     f"{names}: still running after {limit_s:.0f} s; a .conf may not wait"
                 ) from None
-            for file in (self._log, self._said):
-                file.seek(0)
+            self._log.seek(0)
             logs = split(self._log.read())
-            said = self._said.read().decode(errors="replace").split("\0")[1:]
+        said = output.decode(errors="replace").split("\0")[1:]
         for index, given in enumerate(self._given):
             log = logs[index] if index < len(logs) else None
             if log is not None and log.is_whole(self._files):
