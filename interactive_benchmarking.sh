@@ -6,4 +6,4 @@ export WORKSPACE
 # shellcheck source=moe_bench/bootstrap.sh
 source "$WORKSPACE/moe_bench/bootstrap.sh"
 bootstrap train
-exec "$PYTHON" -m moe_bench launch local "$@"
+exec "$PYTHON" -m moe_bench launch "${LAUNCHER:-local}" "$@"

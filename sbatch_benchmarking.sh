@@ -6,4 +6,4 @@ export WORKSPACE
 # shellcheck source=moe_bench/bootstrap.sh
 source "$WORKSPACE/moe_bench/bootstrap.sh"
 bootstrap login
-exec "$PYTHON" -m moe_bench launch slurm "$@"
+exec "$PYTHON" -m moe_bench launch "${LAUNCHER:-slurm}" "$@"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
+from moe_bench.cli._launching import PROJECT
 from moe_bench.cli._runs_folder import runs_folder_option
 from moe_bench.errors import LaunchError
-from moe_bench.launch import queue
+from moe_bench.launch import registry
 from moe_bench.launch.job import record_cancellation, submissions
 from moe_bench.results.manifest import locate_run
 
@@ -25,17 +27,13 @@ def command(run: str, runs_folder: Path) -> None:
             f"{run_dir} was never submitted; a local run is stopped with Ctrl-C in its terminal"
         )
     last = submitted[-1]
-    if last.launcher != "slurm":
-        raise LaunchError(
-            f"{run_dir} was submitted to {last.launcher} as {last.job_id}; "
-            f"{'use: kubectl delete -f ' + str(run_dir / last.script) if last.launcher == 'kubernetes' else 'stop it there'}"
-        )
     if last.job_id is None:
         raise LaunchError(f"{run_dir} never became a job: {last.refused}")
-    entry = queue.query([last.job_id]).get(last.job_id)
+    launcher = registry.load(last.launcher, project=PROJECT, python=sys.executable)
+    entry = launcher.query([last.job_id]).get(last.job_id)
     if entry is not None and entry.ended:
         click.echo(f"job {last.job_id} is over already: {entry.state}")
         return
-    queue.cancel(last.job_id)
+    launcher.cancel(last.job_id)
     record_cancellation(run_dir)
     click.echo(f"job {last.job_id} cancelled")

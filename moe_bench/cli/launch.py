@@ -1,13 +1,14 @@
-"""`python -m moe_bench launch local|slurm`: what the two benchmarking scripts hand over to."""
+"""`python -m moe_bench launch local|slurm|kubernetes|...`: what the two benchmarking scripts hand over to."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 import click
 
-from moe_bench.cli._launching import announce, dry_run, request_of, resolve
+from moe_bench.cli._launching import announce, dry_run, request_of, resolve, say_notes
 from moe_bench.errors import LaunchError
 
 _SETTINGS = {
@@ -15,19 +16,44 @@ _SETTINGS = {
     "allow_interspersed_args": False,
     "help_option_names": [],
 }
-_WORDS = click.argument("words", nargs=-1, type=click.UNPROCESSED)
+_ABOUT = {
+    "slurm": "Submit to Slurm.",
+    "kubernetes": "Create on Kubernetes: a Job or JobSet, one pod a node.",
+}
 
 
-@click.group(short_help="Start a run: here, or under a scheduler.")
+class LauncherGroup(click.Group):
+    """Each launcher is a command: the project's own, those of packages, and any FILE.py:CLASS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Those with a name of their own."""
+        from moe_bench.launch.registry import names
+
+        return list(names())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """`local` watches; every other one submits."""
+        run = local if cmd_name == "local" else functools.partial(submit, cmd_name)
+        about = "Train on this machine and watch." if cmd_name == "local" else _ABOUT.get(cmd_name)
+        words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+        return click.Command(
+            cmd_name,
+            callback=run,
+            params=[words],
+            context_settings=_SETTINGS,
+            help=about or "Submit through a launcher that was added.",
+        )
+
+
+@click.command(cls=LauncherGroup, short_help="Start a run: here, or under a scheduler.")
 def command() -> None:
     """Start the run that MODEL and the other knobs of the environment describe.
 
-    Trailing --flags are Megatron's and win over everything; DRY_RUN=1 prints what would run.
+    Besides the launchers below, PATH/TO/FILE.py:CLASS names one of your own. Trailing --flags are Megatron's and win
+    over everything; DRY_RUN=1 prints what would run.
     """
 
 
-@command.command(context_settings=_SETTINGS)
-@_WORDS
 def local(words: tuple[str, ...]) -> None:
     """Train on this machine and watch."""
     from moe_bench.launch import directory
@@ -48,19 +74,18 @@ def local(words: tuple[str, ...]) -> None:
     sys.exit(watch(plan, run))
 
 
-@command.command(context_settings=_SETTINGS)
-@_WORDS
-def slurm(words: tuple[str, ...]) -> None:
-    """Submit to Slurm."""
-    from moe_bench.launch import directory
+def submit(name: str, words: tuple[str, ...]) -> None:
+    """Render, store and submit through the launcher of that name. Raises MoeBenchError."""
+    from moe_bench.launch import directory, registry
     from moe_bench.launch.job import record_refusal, record_submission
-    from moe_bench.launch.slurm import SlurmLauncher
 
     request = request_of(words, local=False, must_name=True)
+    name = registry.canonical(name)
+    launcher = registry.load(name, project=request.project, python=sys.executable)
     run, _ = resolve(request)
     announce(run, request)
-    launcher = SlurmLauncher(workspace=request.project, python=sys.executable)
     plan = launcher.render(run)
+    say_notes(plan)
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
@@ -70,7 +95,7 @@ def slurm(words: tuple[str, ...]) -> None:
     except LaunchError as error:
         record_refusal(run.run_dir, plan, str(error))
         raise
-    record_submission(run.run_dir, plan, handle)
+    record_submission(run.run_dir, plan, handle, launcher=name)
     _say_submitted(handle.job_id, run.run_dir)
 
 

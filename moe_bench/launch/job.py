@@ -32,9 +32,14 @@ class Submission:
     """True once `cancel` was called for it."""
 
 
-def record_submission(run_dir: Path, plan: LaunchPlan, handle: JobHandle) -> Submission:
-    """Add the job that was taken to `job.json`, atomically."""
-    return _add(run_dir, plan, job_id=handle.job_id)
+def record_submission(
+    run_dir: Path, plan: LaunchPlan, handle: JobHandle, *, launcher: str | None = None
+) -> Submission:
+    """Add the job that was taken to `job.json`, atomically.
+
+    `launcher`: the name under which the registry finds it again, where that is not the plan's own.
+    """
+    return _add(run_dir, plan, job_id=handle.job_id, launcher=launcher)
 
 
 def record_refusal(run_dir: Path, plan: LaunchPlan, said: str) -> Submission:
@@ -49,10 +54,15 @@ def record_cancellation(run_dir: Path) -> None:
 
 
 def _add(
-    run_dir: Path, plan: LaunchPlan, *, job_id: str | None = None, refused: str | None = None
+    run_dir: Path,
+    plan: LaunchPlan,
+    *,
+    job_id: str | None = None,
+    refused: str | None = None,
+    launcher: str | None = None,
 ) -> Submission:
     submission = Submission(
-        launcher=plan.launcher,
+        launcher=launcher or plan.launcher,
         job_id=job_id,
         script=plan.filename,
         script_sha256=plan.sha256,

@@ -2,297 +2,106 @@
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_bench.arguments.emit import argv
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import LaunchError
-from moe_bench.launch.launcher import JobHandle, LaunchPlan
+from moe_bench.launch.kubernetes_objects import manifests
+from moe_bench.launch.kubernetes_values import CHART, RUN_LABEL, values_of, without_meaning
+from moe_bench.launch.launcher import JobHandle, JobState, LaunchPlan
 
-MASTER_PORT = 29500
 SUBMIT_TIMEOUT_S = 60
-KINDS = ("Job", "JobSet")
-_NAME = re.compile(r"[^a-z0-9-]+")
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-_INDEX_ANNOTATION = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+QUERY_TIMEOUT_S = 20
+_NO_FOLDING = 10**9
+_PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KubernetesLauncher:
-    """Renders manifests as one YAML stream and applies them with kubectl."""
+    """Renders manifests and creates them with kubectl, or a Helm values file and installs the chart with it.
 
-    workspace: Path
-    """The project's folder within the image or on a mounted volume."""
+    A job's id is `NAMESPACE/KIND/NAME`, where KIND is job, jobset or helm.
+    """
+
+    project: Path
+    """The project's folder here; its paths become those of the image."""
+    python: str = "python"
+    """Unused: the image brings its own."""
 
     def render(self, run: ResolvedRun) -> LaunchPlan:
-        """The manifests. Raises LaunchError for a value that Kubernetes could not take."""
-        script = _header(run) + _dump(self.manifests(run))
+        """The manifests, or with K8S_TOOL=helm the values. Raises LaunchError for what Kubernetes could not take."""
+        values = values_of(run, project=self.project)
+        notes = (*without_meaning(run), *values.notes)
+        helm = values.tool == "helm"
         return LaunchPlan(
-            launcher="kubernetes", filename="launch.yaml", script=script, environment={}
+            launcher="kubernetes",
+            filename="values.yaml" if helm else "launch.yaml",
+            script=values.header + dump([values.tree] if helm else manifests(values.tree)),
+            notes=notes,
         )
-
-    def manifests(self, run: ResolvedRun) -> list[dict[str, Any]]:
-        """The service and the job, as Kubernetes' own objects."""
-        values = helm_values(run)
-        name = values["name"]
-        metadata = {"name": name, "namespace": values["namespace"], "labels": values["labels"]}
-        service = {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": metadata,
-            "spec": {
-                "clusterIP": "None",
-                "publishNotReadyAddresses": True,
-                "selector": {"moe-bench/run": name},
-                "ports": [{"name": "rendezvous", "port": MASTER_PORT}],
-            },
-        }
-        job = self._job(run, values)
-        if values["kind"] == "Job":
-            return [
-                service,
-                {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job},
-            ]
-        replicated = {"name": "node", "replicas": 1, "template": {"spec": job}}
-        spec = {
-            "network": {
-                "enableDNSHostnames": True,
-                "subdomain": name,
-                "publishNotReadyAddresses": True,
-            },
-            "failurePolicy": {"maxRestarts": values["maxRestarts"]},
-            "replicatedJobs": [replicated],
-        }
-        # JobSet makes its own headless service from `network`.
-        return [
-            {
-                "apiVersion": "jobset.x-k8s.io/v1alpha2",
-                "kind": "JobSet",
-                "metadata": metadata,
-                "spec": spec,
-            }
-        ]
 
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
-        """`kubectl apply` of the file in the run's directory. Raises LaunchError with kubectl's words."""
+        """`kubectl create` or `helm install` of the file in the run's directory. Raises LaunchError with their words."""
         path = run.run_dir / plan.filename
-        if shutil.which("kubectl") is None:
-            raise LaunchError(
-                f"kubectl is not on PATH; the manifests are in {path}: apply them where it is"
-            )
-        try:
-            done = subprocess.run(
-                ["kubectl", "apply", "--filename", str(path)],
-                check=False, capture_output=True, text=True, timeout=SUBMIT_TIMEOUT_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise LaunchError(
-                f"kubectl did not answer within {SUBMIT_TIMEOUT_S} s; see `kubectl cluster-info`"
-            ) from None
-        if done.returncode != 0:
-            raise LaunchError(f"kubectl refused {path}: {done.stderr.strip()}")
-        values = helm_values(run)
-        return JobHandle(launcher="kubernetes", job_id=f"{values['namespace']}/{values['name']}")
-
-    def _job(self, run: ResolvedRun, values: dict[str, Any]) -> dict[str, Any]:
-        nodes = values["nodes"]
-        return {
-            "completionMode": "Indexed",
-            "completions": nodes,
-            "parallelism": nodes,
-            # A lost pod restarts every pod's torchrun: within a Job that is one shared budget of retries.
-            "backoffLimit": values["maxRestarts"] * nodes,
-            "template": {"metadata": {"labels": values["labels"]}, "spec": self._pod(run, values)},
-        }
-
-    def _pod(self, run: ResolvedRun, values: dict[str, Any]) -> dict[str, Any]:
-        container = {
-            "name": "ranks",
-            "image": values["image"],
-            "workingDir": str(self.workspace),
-            "command": _torchrun(run, values),
-            "env": self._environment(run, values),
-            "resources": {"limits": values["limits"], "requests": values["limits"]},
-            "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]
-            + [
-                {"name": volume["name"], "mountPath": volume["mountPath"]}
-                for volume in values["volumes"]
-            ],
-        }
-        pod: dict[str, Any] = {
-            "restartPolicy": "Never",
-            "subdomain": values["name"],
-            "containers": [container],
-            "volumes": [
-                {
-                    "name": "shm",
-                    "emptyDir": {"medium": "Memory", "sizeLimit": f"{values['shmGiB']}Gi"},
-                },
-                *({"name": volume["name"], **volume["source"]} for volume in values["volumes"]),
-            ],
-        }
-        if values["nodeSelector"]:
-            pod["nodeSelector"] = values["nodeSelector"]
-        return pod
-
-    def _environment(self, run: ResolvedRun, values: dict[str, Any]) -> list[dict[str, Any]]:
-        plain = {name: setting.value for name, setting in run.env.items()}
-        plain |= {"MOE_BENCH_RUN_DIR": str(run.run_dir), "PYTHONPATH": str(self.workspace)}
-        if megatron := _knob(run, "MEGATRON_PATH"):
-            plain["MEGATRON_PATH"] = megatron
-        environment: list[dict[str, Any]] = [
-            {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": _INDEX_ANNOTATION}}}
-        ]
-        environment += [{"name": name, "value": _literal(value)} for name, value in plain.items()]
-        if secret := values["secret"]:
-            key = {"name": secret, "key": "WANDB_API_KEY", "optional": True}
-            environment.append({"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": key}})
-        return environment
-
-
-def helm_values(run: ResolvedRun) -> dict[str, Any]:
-    """What varies between clusters and runs, in the shape of a Helm chart's values.yaml."""
-    name = _object_name(run)
-    return {
-        "name": name,
-        "namespace": _label(run, "K8S_NAMESPACE", default="default"),
-        "kind": _choice(run, "K8S_KIND", KINDS),
-        "labels": {
-            "moe-bench/run": name,
-            "moe-bench/model": _LABEL_VALUE.sub("_", run.model),
-            **_queue(run),
-        },
-        "image": _image(run),
-        "nodes": int(run.knobs["NNODES"].value),
-        "ranksPerNode": int(run.knobs["GPUS_PER_NODE"].value),
-        "limits": {
-            _knob(run, "K8S_RESOURCE") or "nvidia.com/gpu": int(run.knobs["GPUS_PER_NODE"].value)
-        },
-        "shmGiB": int(_knob(run, "K8S_SHM_GIB") or 64),
-        "maxRestarts": int(_knob(run, "MAX_REQUEUES") or 10),
-        "secret": _knob(run, "K8S_SECRET"),
-        "nodeSelector": _pairs(run, "K8S_NODE_SELECTOR"),
-        "volumes": _volumes(run),
-    }
-
-
-def dump_values(run: ResolvedRun) -> str:
-    """The text of values.yaml."""
-    return _header(run) + _dump([helm_values(run)])
-
-
-_LABEL_VALUE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def _torchrun(run: ResolvedRun, values: dict[str, Any]) -> list[str]:
-    name = values["name"]
-    # Pods of an indexed Job are called JOB-INDEX; those of a JobSet SET-REPLICATED-JOB-REPLICA-INDEX.
-    first_pod = f"{name}-0" if values["kind"] == "Job" else f"{name}-node-0-0"
-    return [
-        *("torchrun", f"--nnodes={values['nodes']}", f"--nproc-per-node={values['ranksPerNode']}"),
-        *(
-            "--node-rank=$(NODE_RANK)",
-            f"--master-addr={first_pod}.{name}",
-            f"--master-port={MASTER_PORT}",
-        ),
-        *("-m", "moe_bench.runtime.pretrain", *(_literal(word) for word in argv(run))),
-    ]
-
-
-def _literal(value: str) -> str:
-    """Kubernetes expands $(NAME) in commands and values; doubling the dollar keeps it as written."""
-    return value.replace("$(", "$$(")
-
-
-def _object_name(run: ResolvedRun) -> str:
-    # A service's name begins with a letter; of its 63 characters a pod's suffix needs up to 12.
-    name = _NAME.sub("-", f"moe-{run.run_id.lower()}")
-    return name[:48].strip("-")
-
-
-def _image(run: ResolvedRun) -> str:
-    image = _knob(run, "CONTAINER_IMAGE").removeprefix("docker://").replace("#", "/")
-    if not image or image.endswith(".sqsh"):
-        raise LaunchError(
-            f"CONTAINER_IMAGE={image!r} ({_place(run, 'CONTAINER_IMAGE')}) is not an image that a kubelet can pull; "
-            "set it to REGISTRY/IMAGE:TAG"
+        values = values_of(run, project=self.project)
+        name, namespace = values.tree["name"], values.tree["namespace"]
+        if values.tool == "helm":
+            words = ["helm", "install", name, str(CHART), "--namespace", namespace]
+            _call([*words, "--values", str(path)], timeout_s=SUBMIT_TIMEOUT_S, about=str(path))
+            return JobHandle(launcher="kubernetes", job_id=f"{namespace}/helm/{name}")
+        # `apply` would keep the whole ConfigMap a second time, in an annotation that may hold 256 KiB.
+        _call(
+            ["kubectl", "create", "--filename", str(path)],
+            timeout_s=SUBMIT_TIMEOUT_S,
+            about=str(path),
         )
-    return image
-
-
-def _queue(run: ResolvedRun) -> dict[str, str]:
-    queue = _knob(run, "K8S_QUEUE")
-    return {"kueue.x-k8s.io/queue-name": _label(run, "K8S_QUEUE", default="")} if queue else {}
-
-
-def _volumes(run: ResolvedRun) -> list[dict[str, Any]]:
-    """K8S_VOLUMES=pvc:CLAIM:/mount,host:/path:/mount."""
-    volumes = []
-    for index, text in enumerate(part for part in _knob(run, "K8S_VOLUMES").split(",") if part):
-        match text.split(":"):
-            case ["pvc", claim, mount] if _DNS_LABEL.match(claim) and mount.startswith("/"):
-                source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim}}
-            case ["host", path, mount] if path.startswith("/") and mount.startswith("/"):
-                source = {"hostPath": {"path": path}}
-            case _:
-                raise LaunchError(
-                    f"K8S_VOLUMES holds {text!r} ({_place(run, 'K8S_VOLUMES')}); write pvc:CLAIM:/mount or host:/path:/mount"
-                )
-        volumes.append({"name": f"volume-{index}", "mountPath": mount, "source": source})
-    return volumes
-
-
-def _pairs(run: ResolvedRun, name: str) -> dict[str, str]:
-    pairs = {}
-    for text in (part for part in _knob(run, name).split(",") if part):
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise LaunchError(
-                f"{name} holds {text!r} ({_place(run, name)}), which is not KEY=VALUE"
-            )
-        pairs[key] = value
-    return pairs
-
-
-def _label(run: ResolvedRun, name: str, *, default: str) -> str:
-    value = _knob(run, name) or default
-    if not _DNS_LABEL.match(value):
-        raise LaunchError(
-            f"{name}={value!r} ({_place(run, name)}) is not a DNS label; use lower-case letters, digits and -, at most 63"
+        return JobHandle(
+            launcher="kubernetes", job_id=f"{namespace}/{values.tree['kind'].lower()}/{name}"
         )
-    return value
+
+    def query(self, job_ids: Iterable[str]) -> Mapping[str, JobState]:
+        """What `kubectl get` says of the jobs and their pods; nothing where there is no kubectl."""
+        wanted = {job_id: _parts(job_id) for job_id in job_ids}
+        if not wanted or shutil.which("kubectl") is None:
+            return {}
+        found: dict[str, JobState] = {}
+        for namespace in sorted({namespace for namespace, _, _ in wanted.values()}):
+            words = ["kubectl", "get", "jobs.batch,pods", "--namespace", namespace]
+            words += ["--selector", RUN_LABEL, "--output", "json"]
+            said = _call(words, timeout_s=QUERY_TIMEOUT_S, about=f"namespace {namespace}")
+            jobs, pods = _by_run(json.loads(said)["items"])
+            for job_id, (of, _, name) in wanted.items():
+                if of == namespace and name in jobs:
+                    found[job_id] = _state(job_id, jobs[name], pods.get(name, []))
+        return found
+
+    def cancel(self, job_id: str) -> None:
+        """Delete what was made for the run; its files stay. Raises LaunchError with kubectl's or helm's words."""
+        namespace, kind, name = _parts(job_id)
+        if kind == "helm":
+            words = ["helm", "uninstall", name, "--namespace", namespace]
+        else:
+            kinds = f"{'jobsets.jobset.x-k8s.io' if kind == 'jobset' else 'jobs.batch'},services,configmaps"
+            words = ["kubectl", "delete", kinds, "--namespace", namespace]
+            words += ["--selector", f"{RUN_LABEL}={name}", "--wait=false"]
+        _call(words, timeout_s=SUBMIT_TIMEOUT_S, about=job_id)
+
+    def logs(self, job_id: str, *, lines: int) -> str:
+        """The end of every pod's output, each line after its pod's name: for runs whose files are not seen here."""
+        namespace, _, name = _parts(job_id)
+        words = ["kubectl", "logs", "--namespace", namespace, "--selector", f"{RUN_LABEL}={name}"]
+        words += ["--prefix", "--max-log-requests=1000", f"--tail={lines or -1}"]
+        return _call(words, timeout_s=SUBMIT_TIMEOUT_S, about=job_id)
 
 
-def _choice(run: ResolvedRun, name: str, choices: tuple[str, ...]) -> str:
-    value = _knob(run, name) or choices[0]
-    if value not in choices:
-        raise LaunchError(
-            f"{name}={value} ({_place(run, name)}) is not one of {', '.join(choices)}"
-        )
-    return value
-
-
-def _knob(run: ResolvedRun, name: str) -> str:
-    setting = run.knobs.get(name)
-    return setting.value if setting else ""
-
-
-def _place(run: ResolvedRun, name: str) -> str:
-    setting = run.knobs.get(name)
-    return setting.origin.place if setting else "not set"
-
-
-def _header(run: ResolvedRun) -> str:
-    model = _LABEL_VALUE.sub("_", run.model)
-    return f"# {model}{' (a rehearsal, NOT the real model)' if run.rehearsal else ''}, run {run.run_id}; made by moe_bench.\n"
-
-
-def _dump(documents: list[dict[str, Any]]) -> str:
+def dump(documents: list[dict[str, Any]]) -> str:
+    """YAML as people write it: scripts as blocks, no aliases."""
     import yaml  # noqa: PLC0415 - only a rendering needs it
 
     class Plain(yaml.SafeDumper):
@@ -301,6 +110,106 @@ def _dump(documents: list[dict[str, Any]]) -> str:
         def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
             return True
 
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Plain.add_representer(str, text)
     return yaml.dump_all(
-        documents, Dumper=Plain, sort_keys=False, explicit_start=len(documents) > 1
+        documents,
+        Dumper=Plain,
+        sort_keys=False,
+        width=_NO_FOLDING,
+        explicit_start=len(documents) > 1,
     )
+
+
+def _parts(job_id: str) -> tuple[str, str, str]:
+    parts = job_id.split("/")
+    if len(parts) != 3:
+        raise LaunchError(
+            f"job id {job_id!r} is not NAMESPACE/KIND/NAME, as a submission writes it"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def _by_run(
+    items: list[dict[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    jobs: dict[str, dict[str, Any]] = {}
+    pods: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        name = item["metadata"]["labels"][RUN_LABEL]
+        if item["kind"] == "Job":
+            jobs[name] = item
+        else:
+            pods.setdefault(name, []).append(item)
+    return jobs, pods
+
+
+def _state(job_id: str, job: dict[str, Any], pods: list[dict[str, Any]]) -> JobState:
+    status = job.get("status", {})
+    nodes = ",".join(sorted({pod["spec"]["nodeName"] for pod in pods if "nodeName" in pod["spec"]}))
+    for condition in status.get("conditions", []):
+        if condition["status"] != "True":
+            continue
+        why = condition.get("message") or condition.get("reason") or "None"
+        match condition["type"]:
+            case "Complete":
+                return JobState(job_id=job_id, state="COMPLETED", nodes=nodes)
+            case "Failed":
+                late = condition.get("reason") == "DeadlineExceeded"
+                state = "TIMEOUT" if late else "FAILED"
+                return JobState(job_id=job_id, state=state, reason=why, nodes=nodes)
+            case "Suspended":
+                why = "suspended: its queue has not let it in yet"
+                return JobState(job_id=job_id, state="PENDING", reason=why)
+    waiting = _why_waiting(pods)
+    if waiting is not None or not pods:
+        why = waiting or "no pod has been made yet"
+        return JobState(job_id=job_id, state="PENDING", reason=why, nodes=nodes)
+    return JobState(job_id=job_id, state="RUNNING", nodes=nodes)
+
+
+def _why_waiting(pods: list[dict[str, Any]]) -> str | None:
+    """Of the first pod that cannot start; None when all have."""
+    for pod in pods:
+        status = pod.get("status", {})
+        for container in status.get("containerStatuses", []):
+            waiting = container.get("state", {}).get("waiting", {})
+            if waiting.get("reason") in _PULLING:
+                return f"{waiting['reason']}: {waiting.get('message', 'see kubectl describe pod')}"
+        for condition in status.get("conditions", []):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                return str(condition.get("message") or condition.get("reason"))
+        if status.get("phase") == "Pending":
+            return "its pods are being started"
+    return None
+
+
+_ADVICE = (
+    ("already exists", "choose another RUN_ID, or cancel the one that is there"),
+    ("no matches for kind", "this cluster has no JobSet: use K8S_KIND=Job, or install JobSet"),
+    ("forbidden", "ask for the rights, or set K8S_NAMESPACE to a namespace of yours"),
+    ("not found", "look at K8S_NAMESPACE"),
+    ("connection refused", "no cluster answers: see `kubectl cluster-info`"),
+)
+
+
+def _call(words: list[str], *, timeout_s: int, about: str) -> str:
+    tool = words[0]
+    if shutil.which(tool) is None:
+        raise LaunchError(
+            f"{tool} is not on PATH ({about}); install it, or look at what would be submitted with DRY_RUN=1"
+        )
+    try:
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise LaunchError(
+            f"{tool} did not answer within {timeout_s} s ({about}); see `kubectl cluster-info`"
+        ) from None
+    if done.returncode == 0:
+        return done.stdout
+    said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+    advice = next((way for sign, way in _ADVICE if sign in said.lower()), "nothing more was done")
+    raise LaunchError(f"{tool} refused {about}: {said}; {advice}")

@@ -9,14 +9,14 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from moe_bench.arguments.emit import argv
 from moe_bench.config.knobs import is_secret
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.errors import LaunchError
-from moe_bench.launch.launcher import JobHandle, LaunchPlan
+from moe_bench.launch.launcher import JobHandle, JobState, LaunchPlan
 
 SCRIPT = "launch.sh"
 LOG = "logs/launch.log"
@@ -45,6 +45,18 @@ class LocalLauncher:
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
         """Start the script. Raises LaunchError when bash cannot be started."""
         return JobHandle(launcher="local", job_id=str(start(plan, run).pid))
+
+    def query(self, job_ids: Iterable[str]) -> Mapping[str, JobState]:  # noqa: ARG002 - the protocol's
+        """Nothing: of a run on this machine the files alone tell."""
+        return {}
+
+    def cancel(self, job_id: str) -> None:
+        """Ask the script's process, and with it its ranks, to end. Raises LaunchError when it is not there."""
+        if not _is_a_run(Path("/proc") / job_id / "cmdline"):
+            raise LaunchError(
+                f"process {job_id} is no run of this machine; it has ended, or runs on another"
+            )
+        os.kill(int(job_id), signal.SIGTERM)
 
     def _lines(self, run: ResolvedRun) -> Iterator[str]:
         yield "#!/usr/bin/env bash\n"
@@ -79,6 +91,14 @@ class LocalLauncher:
             words += ["--node-rank", knobs.get("NODE_RANK", "0")]
         words += ["--redirects", "3", "--log-dir", f"{run.run_dir}/logs"]
         return [*words, "-m", "moe_bench.runtime.pretrain"]
+
+
+def _is_a_run(cmdline: Path) -> bool:
+    """Whether a process still is what `submit` started: its id may have gone to another."""
+    try:
+        return b"moe_bench" in cmdline.read_bytes() or SCRIPT.encode() in cmdline.read_bytes()
+    except OSError:
+        return False
 
 
 def shell_word(setting: Setting) -> str:

@@ -8,15 +8,18 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from moe_bench.arguments.chain import job_name
 from moe_bench.arguments.emit import argv
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import LaunchError
+from moe_bench.launch import queue
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
+from moe_bench.launch.queue import QueueEntry
 from moe_bench.results.records import STEPS_LEFT_FILE
 
 SUBMIT_TIMEOUT_S = 60
@@ -25,8 +28,9 @@ QUEUE_FULL_PATIENCE_S = 12
 PROBE_TIMEOUT_S = 30
 """How long each node has, after a failure, to start a task; one that does not is taken for dead."""
 _TEMPLATE = "slurm.sh.j2"
-_JOB_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 _TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}\Z")
+_MOUNT_PATH = r"/[^:,\"$`\\\n\r\t]*"  # enroot writes mounts into a shell script of its own
+_MOUNT = re.compile(rf"{_MOUNT_PATH}(:{_MOUNT_PATH}(:[A-Za-z0-9=+_-]+)?)?")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,@:+/-]*\Z")
 
 OPTIONAL_DIRECTIVES = (
@@ -66,6 +70,14 @@ class SlurmLauncher:
         if done.returncode != 0:
             raise LaunchError(_refusal(done, script))
         return JobHandle(launcher="slurm", job_id=done.stdout.strip().split(";")[0])
+
+    def query(self, job_ids: Iterable[str]) -> Mapping[str, QueueEntry]:
+        """What squeue and sacct say. Raises LaunchError when Slurm does not answer."""
+        return queue.query(job_ids)
+
+    def cancel(self, job_id: str) -> None:
+        """`scancel`. Raises LaunchError with its words."""
+        queue.cancel(job_id)
 
     def _template_values(self, run: ResolvedRun) -> dict[str, object]:
         container = _container(run, self.workspace)
@@ -205,10 +217,10 @@ def _mounts(run: ResolvedRun, workspace: Path) -> tuple[str, ...]:
     """The user's mounts, then the project's folder, the run's and MEGATRON_PATH unless a user's mount covers them."""
     given = [mount for mount in _knob(run, "CONTAINER_MOUNTS").split(",") if mount]
     for mount in given:
-        source, _, target = mount.partition(":")
-        if not source.startswith("/") or (target and not target.startswith("/")):
+        if not _MOUNT.fullmatch(mount):
             raise LaunchError(
-                f"CONTAINER_MOUNTS holds {mount!r} ({_place(run, 'CONTAINER_MOUNTS')}), which is not SRC[:DST[:FLAGS]] with absolute paths"
+                f"CONTAINER_MOUNTS holds {mount!r} ({_place(run, 'CONTAINER_MOUNTS')}), which is not SRC[:DST[:FLAGS]] with "
+                'absolute paths, free of , : " $ ` \\ and line breaks; link such a folder under a plain name and mount the link'
             )
     own = [str(workspace), str(run.run_dir)]
     if megatron := _knob(run, "MEGATRON_PATH"):
@@ -250,12 +262,6 @@ def _directives(run: ResolvedRun) -> list[str]:
     if _knob(run, "EXCLUSIVE") != "0":
         lines.append("--exclusive")
     return lines
-
-
-def job_name(run: ResolvedRun) -> str:
-    """The guide's ACCOUNT-moe-RUN_NAME, in characters that no shell and no Slurm tool reads as anything else."""
-    parts = [_knob(run, "ACCOUNT"), "moe", _knob(run, "RUN_NAME") or run.model]
-    return _JOB_NAME.sub("_", "-".join(part for part in parts if part))[:120]
 
 
 def _srun_options(run: ResolvedRun, container: Container) -> list[str]:

@@ -1,18 +1,19 @@
-"""What became of runs: Slurm's word where it has one, the run's own files always."""
+"""What became of runs: the scheduler's word where it has one, the run's own files always."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_bench.errors import LaunchError, RecordError
-from moe_bench.launch import queue
+from moe_bench.launch import registry
 from moe_bench.launch.job import Submission, submissions
 from moe_bench.launch.job_log import LastWords, last_words
-from moe_bench.launch.queue import QueueEntry
+from moe_bench.launch.launcher import AnyJobState
 from moe_bench.results.manifest import read_manifest
 from moe_bench.results.state import Standing, State, standing
 from moe_bench.results.triage import Diagnosis, diagnose, last_error_line
@@ -20,6 +21,11 @@ from moe_bench.results.triage import Diagnosis, diagnose, last_error_line
 TAIL_BYTES = 64 * 1024
 """Of each log that is read for an error."""
 _RANK_LOG = re.compile(r"rank-(\d+)\.log\Z")
+
+
+_PROJECT = Path(__file__).parents[2]
+type _Entries = dict[tuple[str, str], AnyJobState]
+"""By launcher and job id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,20 +58,28 @@ class Failure:
 
 
 def statuses(run_dirs: Iterable[Path]) -> tuple[list[RunStatus], str | None]:
-    """One status a run, in the order given, and what Slurm said when it did not answer (files alone are used then)."""
+    """One status a run, in the order given, and what a scheduler said when it did not answer (files alone are used then)."""
     runs = list(run_dirs)
     submitted = {run_dir: _last_submission(run_dir) for run_dir in runs}
-    trouble = None
-    entries: Mapping[str, QueueEntry] = {}
-    try:
-        entries = queue.query(
-            one.job_id
-            for one in submitted.values()
-            if one and one.launcher == "slurm" and one.job_id
-        )
-    except LaunchError as error:
-        trouble = str(error)
+    entries, trouble = _ask(one for one in submitted.values() if one is not None)
     return [_status(run_dir, submitted[run_dir], entries) for run_dir in runs], trouble
+
+
+def _ask(submitted: Iterable[Submission]) -> tuple[_Entries, str | None]:
+    """What each launcher's scheduler knows of its jobs, and what was wrong where one did not answer."""
+    jobs: dict[str, list[str]] = {}
+    for one in submitted:
+        if one.job_id is not None:
+            jobs.setdefault(one.launcher, []).append(one.job_id)
+    entries: _Entries = {}
+    trouble = None
+    for name, job_ids in jobs.items():
+        try:
+            launcher = registry.load(name, project=_PROJECT, python=sys.executable)
+            entries |= {(name, job): state for job, state in launcher.query(job_ids).items()}
+        except LaunchError as error:
+            trouble = str(error)
+    return entries, trouble
 
 
 def _last_submission(run_dir: Path) -> Submission | None:
@@ -76,11 +90,9 @@ def _last_submission(run_dir: Path) -> Submission | None:
     return submitted[-1] if submitted else None
 
 
-def _status(
-    run_dir: Path, submission: Submission | None, entries: Mapping[str, QueueEntry]
-) -> RunStatus:
+def _status(run_dir: Path, submission: Submission | None, entries: _Entries) -> RunStatus:
     job_id = submission.job_id if submission else None
-    entry = entries.get(job_id) if job_id else None
+    entry = entries.get((submission.launcher, job_id)) if submission and job_id else None
     try:
         manifest, now = read_manifest(run_dir), standing(run_dir)
     except RecordError as error:
@@ -115,7 +127,7 @@ def _status(
 
 
 def _state(
-    now: Standing, entry: QueueEntry | None, words: LastWords, submission: Submission | None
+    now: Standing, entry: AnyJobState | None, words: LastWords, submission: Submission | None
 ) -> tuple[str, str | None]:
     """Slurm knows of waiting and of ends from outside; the files know what training did."""
     if entry is None:
@@ -130,12 +142,13 @@ def _state(
     return now.state, None
 
 
-def _ended_state(now: Standing, entry: QueueEntry, words: LastWords) -> tuple[str, str | None]:
+def _ended_state(now: Standing, entry: AnyJobState, words: LastWords) -> tuple[str, str | None]:
     if now.state is State.COMPLETED:
         return now.state, None
     if entry.state == "COMPLETED":
         return (State.STOPPED, words.line) if now.state is State.STOPPED else ("completed", None)
-    return entry.state.lower().replace("_", " "), words.line
+    said = None if entry.reason == "None" else entry.explanation
+    return entry.state.lower().replace("_", " "), words.line or said
 
 
 def _state_from_files(
