@@ -1,7 +1,8 @@
-"""Arithmetic on weights: FP8 blocks to bfloat16 and back, widening, the search for values that are not numbers."""
+"""Arithmetic on weights: FP8 and MXFP4 blocks to bfloat16 and back, widening, the search for values that are not numbers."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,62 @@ def requantize(bits: Array, scales: Array, first_row: int, block: tuple[int, int
             out[row:end, at] = found
         row = end
     return out
+
+
+def _e2m1_values() -> Array:
+    """float32 value of each 4-bit code: sign, two bits of exponent, one of mantissa."""
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    return np.concatenate([magnitudes, -magnitudes])
+
+
+E2M1 = _e2m1_values()
+
+
+def _mxfp4_pairs() -> Array:
+    """For each scale and byte of codes, the bits of both bfloat16 values, low nibble first: [scale, byte] uint32.
+
+    A value is e2m1(code) x 2**(scale - 127); bfloat16 holds each exactly. Scale 255 is the format's NaN.
+    """
+    with np.errstate(over="ignore"):
+        values = np.ldexp(E2M1[None, :], np.arange(256, dtype=np.int32)[:, None] - 127)
+    values[255] = np.nan
+    bits = to_bfloat16(values).astype(np.uint32)
+    byte = np.arange(256)
+    return bits[:, byte & 15] | (bits[:, byte >> 4] << 16)
+
+
+@cache
+def _pairs() -> Array:
+    return _mxfp4_pairs().reshape(-1)
+
+
+def dequantize_mxfp4(codes: Array, scales: Array) -> Array:
+    """Bits of bfloat16. codes: [rows, blocks, 16] uint8; scales: [rows, blocks] uint8 -> [rows, blocks * 32] uint16."""
+    at = (scales.astype(np.int32)[..., None] << 8) | codes
+    pairs = np.take(_pairs(), at)
+    return pairs.view("<u2").reshape(len(codes), -1)
+
+
+def requantize_mxfp4(bits: Array, scales: Array) -> Array | None:
+    """The codes that dequantise to exactly these bfloat16 bits with these scales; None when there are none."""
+    rows, blocks = scales.shape
+    wide = widen(memoryview(np.ascontiguousarray(bits)).cast("B"), "BF16").reshape(rows, blocks, 32)
+    halves = np.abs(np.ldexp(wide, 128 - scales.astype(np.int32)[..., None]))
+    inverse = np.zeros(13, np.uint8)
+    inverse[[0, 1, 2, 3, 4, 6, 8, 12]] = np.arange(8, dtype=np.uint8)
+    nibbles = inverse[np.clip(np.nan_to_num(halves), 0, 12).astype(np.int64)]
+    nibbles |= np.signbit(wide).astype(np.uint8) << 3
+    codes = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    return (
+        codes if np.array_equal(dequantize_mxfp4(codes, scales), bits.reshape(rows, -1)) else None
+    )
+
+
+def plus(bits: Array, dtype: str, amount: float) -> Array:
+    """float32 of the values (F32, F16 or BF16) plus `amount`."""
+    raw = memoryview(np.ascontiguousarray(bits)).cast("B")
+    values = np.frombuffer(raw, np.float32) if dtype == "F32" else widen(raw, dtype)
+    return (values + np.float32(amount)).reshape(bits.shape)
 
 
 def widen(raw: memoryview | bytes, dtype: str) -> Array:

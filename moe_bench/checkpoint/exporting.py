@@ -16,11 +16,17 @@ from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.fingerprint import digest, tool
 from moe_bench.checkpoint.importing import CARRIED, LEDGER, MANIFEST, write_whole
-from moe_bench.checkpoint.mapping import LayerKeys, ModelMap, count_mtp, map_model
+from moe_bench.checkpoint.mapping import (
+    LayerKeys,
+    MegatronTensor,
+    ModelMap,
+    count_mtp,
+    map_model,
+)
 from moe_bench.checkpoint.metadata import TensorEntry
 from moe_bench.checkpoint.safetensors import StoredTensor, build_header, read_header
 from moe_bench.checkpoint.side_file import SCALES
-from moe_bench.checkpoint.source import INDEX, carried_files, read_json
+from moe_bench.checkpoint.source import INDEX, carried_files, read_json, scale_name
 from moe_bench.checkpoint.torch_dist import TorchDist, open_torch_dist
 from moe_bench.checkpoint.workers import Work, run_tasks
 from moe_bench.errors import CheckpointError
@@ -38,7 +44,7 @@ class ExportOptions:
     dtype: str | None = None
     """BF16 or F32 for every weight; None keeps what the checkpoint holds."""
     fp8: bool = False
-    """Restore the FP8 weights and scales that the checkpoint was imported from."""
+    """Restore the FP8 or MXFP4 weights and scales that the checkpoint was imported from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +101,7 @@ def plan_export(megatron: Path, config_folder: Path | None, options: ExportOptio
         )
     config = read_json(folder / "config.json")
     manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
-    model_map = map_checkpoint(checkpoint, config)
+    model_map = map_checkpoint(checkpoint, config, quantized=options.fp8)
     scales = _scales(root) if options.fp8 else {}
     tensors = _out_tensors(checkpoint, model_map, manifest, options, scales)
     weight_map = None
@@ -112,15 +118,24 @@ def plan_export(megatron: Path, config_folder: Path | None, options: ExportOptio
     )
 
 
-def map_checkpoint(checkpoint: TorchDist, config: Mapping[str, Any]) -> ModelMap:
-    """The family's map with the layer keys that the checkpoint has; either dialect's keys will do."""
+def map_checkpoint(
+    checkpoint: TorchDist, config: Mapping[str, Any], *, quantized: bool = False
+) -> ModelMap:
+    """The family's map with the layer keys that the checkpoint has; either dialect's keys will do.
+
+    Names and shapes are those of plain weights, or with `quantized` those of the source that config.json describes.
+    """
+    if not quantized:
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
     family = family_of(config)
     has_mtp = any(key.startswith("mtp.layers.") for key in checkpoint.tensors)
     first = family.layer_prefix.replace("{layer}", str(config.get("num_hidden_layers")))
+    if family.mtp_prefix:
+        first = f"{family.mtp_prefix}layers.0."
     return map_model(
         family,
         config,
-        dialect="both",
+        dialect="both" if family.local_spec else "te",
         layer_keys=detect_layer_keys(checkpoint.tensors),
         num_mtp=count_mtp(family, config, [first] if has_mtp else []),
     )
@@ -129,7 +144,7 @@ def map_checkpoint(checkpoint: TorchDist, config: Mapping[str, Any]) -> ModelMap
 def _scales(root: Path) -> dict[str, StoredTensor]:
     if not (root / SCALES).is_file():
         raise CheckpointError(
-            f"--fp8 needs {root / SCALES}, which an import from an FP8 source writes"
+            f"--fp8 needs {root / SCALES}, which an import from an FP8 or MXFP4 source writes"
         )
     return read_header(root / SCALES)[0]
 
@@ -149,8 +164,10 @@ def _out_tensors(
         for name in dict.fromkeys(p.name for matrix in tensor.matrices for p in matrix.pieces):
             shape = model_map.hf_shapes[name]
             dtype = tensor.dtype or options.dtype or entry.dtype
-            if name + "_scale_inv" in scales:
-                dtype = "F8_E4M3"
+            if scale_name(name) in scales:
+                dtype = "U8" if name.endswith("_blocks") else "F8_E4M3"
+            elif _is_shifted(tensor) and options.dtype is None:
+                dtype = source_dtypes.get(name, entry.dtype)
             elif (
                 tensor.dtype is not None
                 and source_dtypes.get(name) == "BF16"
@@ -169,6 +186,12 @@ def _out_tensors(
                 name=name, origin=original, dtype=base.dtype, shape=base.shape
             )
     return tensors
+
+
+def _is_shifted(tensor: MegatronTensor) -> bool:
+    """Whether it was widened only so that Megatron's values keep what the source's had."""
+    view = tensor.matrices[0].pieces[0].view
+    return view is not None and view.less_one
 
 
 def _entry(checkpoint: TorchDist, keys: tuple[str, ...]) -> TensorEntry:

@@ -27,6 +27,22 @@ class View:
     start: int = 0
     step: int = 1
     """Rows `start::step` of the (transposed) matrix."""
+    packed: bool = False
+    """The file holds MXFP4: 32 values of a row are 16 bytes of codes and, in the tensor `..._scales`, one exponent."""
+    less_one: bool = False
+    """Megatron stores the file's values less one, in float32 so that nothing is lost (a norm centred on zero)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The rows of a tensor that belong to one part, when several parts alternate in it."""
+
+    groups: str
+    """Size word: how often the parts alternate."""
+    first: str
+    """Size word: rows of a group that come before this part's."""
+    whole: str
+    """Size word: rows of a whole group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,8 @@ class Part:
     shape: str
     """Size words of the matrix (of one expert)."""
     view: View | None = None
+    share: Share | None = None
+    """Set when the tensor holds other parts' rows too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +109,9 @@ class Family:
     sizes: Mapping[str, str]
     """Size word -> where config.json has it: alternatives separated by ` | `, each a key or a formula of other words."""
     attention: tuple[Row, ...]
-    """Rows of every layer: norms and attention."""
+    """Rows of every layer (but the linear ones): norms and attention."""
+    linear_attention: tuple[Row, ...] = ()
+    """Rows that take their place in a layer whose attention is linear."""
     dense: tuple[Row, ...] = ()
     """Rows of a layer with a dense MLP."""
     moe: tuple[Row, ...] = ()
@@ -102,10 +122,16 @@ class Family:
     """Rows of a multi-token-prediction layer beside its transformer layer."""
     mtp_layers: str | None = None
     """Key of config.json: number of multi-token-prediction layers after the last one."""
+    mtp_prefix: str | None = None
+    """Set where those layers have a prefix of their own: `{prefix}layers.{i}.` for the transformer layer."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Name in an MTP layer -> whole name of the tensor that it must equal. Dropped on import, restored on export."""
     is_dense: Callable[[Mapping[str, Any], int], bool] = lambda _config, _layer: False
     """Whether a layer of this index has a dense MLP."""
+    is_linear: Callable[[Mapping[str, Any], int], bool] = lambda _config, _layer: False
+    """Whether a layer of this index has linear attention."""
+    local_spec: bool = True
+    """Whether Megatron's local layer spec can build the family."""
     per_layer_keys: bool = False
     """True when Megatron trains this family with a list as moe-layer-freq, and thus names each layer in the key."""
     layer_prefix: str = "model.layers.{layer}."
@@ -129,6 +155,14 @@ def sparse_step(config: Mapping[str, Any], layer: int) -> bool:
     """Qwen's rule: `mlp_only_layers`, and every layer that `decoder_sparse_step` skips."""
     step = int(config.get("decoder_sparse_step") or 1)
     return layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
+
+
+def linear_layer_types(config: Mapping[str, Any], layer: int) -> bool:
+    """Qwen3-Next's rule: `layer_types`, or every layer but each `full_attention_interval`-th."""
+    types = config.get("layer_types")
+    if types:
+        return bool(types[layer] == "linear_attention")
+    return (layer + 1) % int(config.get("full_attention_interval") or 4) != 0
 
 
 @dataclass(frozen=True, slots=True)

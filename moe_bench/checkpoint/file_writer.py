@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from moe_bench.checkpoint.arithmetic import Array, narrow, requantize, widen
+from moe_bench.checkpoint.arithmetic import Array, narrow, requantize, requantize_mxfp4, widen
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.exporting import ExportPlan, OutTensor, header_of
+from moe_bench.checkpoint.source import scale_name
 from moe_bench.checkpoint.unit_writer import write_all
 from moe_bench.checkpoint.weights import BLOCK_BYTES, MegatronWeights
 from moe_bench.errors import CheckpointError
@@ -58,6 +60,8 @@ class FileWriter:
             return bits
         if tensor.dtype == "F8_E4M3":
             return self._quantized(tensor, bits, row)
+        if tensor.dtype == "U8":
+            return self._packed(tensor, bits, row)
         raw = memoryview(np.ascontiguousarray(bits)).cast("B")
         wide = memoryview(widen(raw, dtype)).cast("B") if dtype != "F32" else raw
         if tensor.dtype == "F32":
@@ -71,11 +75,26 @@ class FileWriter:
         scales = np.frombuffer(self._scale(tensor.origin + "_scale_inv"), np.float32)
         codes = requantize(bits, scales.reshape(stored.shape), row, block)
         if codes is None:
-            raise CheckpointError(
-                f"{self._plan.checkpoint.folder}: {tensor.name!r} no longer has the values of its FP8 source "
-                "(it was trained); export without --fp8"
-            )
+            self._refuse(tensor)
         return codes
+
+    def _packed(self, tensor: OutTensor, bits: Array, first: int) -> Array:
+        """MXFP4 codes of experts first .. first + len(bits)."""
+        name = scale_name(tensor.origin)
+        scales = np.frombuffer(self._scale(name), np.uint8).reshape(self._plan.scales[name].shape)
+        codes = []
+        for expert, matrix in enumerate(bits, first):
+            found = requantize_mxfp4(matrix, scales[expert])
+            if found is None:
+                self._refuse(tensor)
+            codes.append(found)
+        return np.stack(codes)
+
+    def _refuse(self, tensor: OutTensor) -> NoReturn:
+        raise CheckpointError(
+            f"{self._plan.checkpoint.folder}: {tensor.name!r} no longer has the values of its quantised source "
+            "(it was trained); export without --fp8"
+        )
 
     def _scale(self, name: str) -> bytes:
         stored = self._plan.scales[name]

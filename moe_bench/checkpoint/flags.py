@@ -6,20 +6,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_bench.checkpoint.family import Family, read_sizes
+from moe_bench.checkpoint.mapping import LayerKeys
 from moe_bench.errors import CheckpointError
 
 
-def megatron_flags(family: Family, config: Mapping[str, Any]) -> list[str]:
-    """Flags and values in argv order. Raises CheckpointError for RoPE scaling that has no flag."""
+def megatron_flags(
+    family: Family, config: Mapping[str, Any], layer_keys: LayerKeys | None = None
+) -> list[str]:
+    """Flags and values in argv order; with `layer_keys`, those that make Megatron expect such keys.
+
+    Raises CheckpointError for RoPE scaling that has no flag.
+    """
     sizes = read_sizes(family, config)
     argv: list[str] = []
     for flag, rule in family.flags.items():
         value = _value(rule, config, sizes.number)
         if value is not None:
             argv += [flag, value] if value else [flag]
-    if family.per_layer_keys:
-        kinds = [int(not family.is_dense(config, layer)) for layer in range(sizes.values["L"])]
-        argv += ["--moe-layer-freq", f"({kinds})".replace(" ", "")]
+    layers = range(sizes.values["L"])
+    moe = [int(not family.is_dense(config, layer)) for layer in layers]
+    linear = [int(family.is_linear(config, layer)) for layer in layers]
+    custom = "per-layer" if family.per_layer_keys or not all(moe) else "stacked"
+    if (layer_keys or custom) == "per-layer":
+        argv += ["--moe-layer-freq", f"({moe})".replace(" ", "")]
+    if any(linear):
+        argv += ["--linear-attention-freq", f"({linear})".replace(" ", "")]
     return [*argv, *_window(config), *_rope(config)]
 
 
@@ -65,8 +76,36 @@ def _rope(config: Mapping[str, Any]) -> list[str]:
         raise CheckpointError(
             f"config.json: RoPE scaling {kind!r} has no Megatron flags here; only yarn has"
         )
-    argv += ["--rope-type", "yarn", "--rotary-scaling-factor", str(scaling["factor"])]
+    argv += ["--rotary-scaling-factor", str(float(scaling["factor"]))]
     for flag, key in (("--mscale", "mscale"), ("--mscale-all-dim", "mscale_all_dim")):
         if scaling.get(key) is not None:
             argv += [flag, str(scaling[key])]
-    return argv
+    if config.get("kv_lora_rank"):
+        return [*argv, "--rope-type", "yarn", *_latent_yarn(scaling)]
+    return [*argv, *_yarn(scaling)]
+
+
+def _latent_yarn(scaling: Mapping[str, Any]) -> list[str]:
+    """Nothing: Megatron-Core 0.19 has no flags for the rest, and takes MLATransformerConfig's defaults."""
+    fixed = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
+    for key, value in fixed.items():
+        if scaling.get(key, value) != value:
+            raise CheckpointError(
+                f"config.json: RoPE scaling with {key} = {scaling[key]} has no Megatron flag beside latent attention; "
+                f"only {value} can be run"
+            )
+    return []
+
+
+def _yarn(scaling: Mapping[str, Any]) -> list[str]:
+    argv = ["--position-embedding-type", "yarn"]
+    original = scaling.get("original_max_position_embeddings")
+    if original:
+        argv += ["--yarn-original-max-position-embeddings", str(original)]
+    for flag, key in (("--yarn-beta-fast", "beta_fast"), ("--yarn-beta-slow", "beta_slow")):
+        if scaling.get(key) is not None:
+            argv += [flag, str(float(scaling[key]))]
+    return [
+        *argv,
+        *([] if scaling.get("truncate", True) else ["--no-yarn-correction-range-round-to-int"]),
+    ]

@@ -262,8 +262,7 @@ def _commit(plan: Plan, out: Path) -> None:
     write_whole(release / "common.pt", object_stream(pickle.dumps(COMMON, protocol=2)), scratch)
     write_whole(release / ".metadata", dump(_metadata(plan, len(empty), len(common))), scratch)
     carried = _carry(plan, out / CARRIED, scratch)
-    if plan.scale_block:
-        write_scales(plan, out, scratch)
+    write_scales(plan, out, scratch)
     backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     write_whole(release / "metadata.json", json.dumps(backend).encode(), scratch)
     write_whole(out / MANIFEST, _manifest(plan, crcs, carried), scratch)

@@ -14,8 +14,8 @@ from moe_bench.checkpoint.family import Family
 from moe_bench.checkpoint.mapping import Dialect, LayerKeys
 from moe_bench.errors import CheckpointError
 
-_LINEAR = re.compile(r"(.*(?:linear_\w+|eh_proj))\.weight")
-_NORM = re.compile(r"(.*(?:layernorm|enorm|hnorm))\.weight")
+_LINEAR = re.compile(r"(.*(?:linear_\w+|eh_proj|in_proj|out_proj))\.weight(?:\.query)?")
+_NORM = re.compile(r"(.*(?:layernorm|enorm|hnorm|out_norm))\.weight")
 
 
 def extra_states(key: str, lead: tuple[int, ...], dialect: Dialect) -> Iterator[str]:
@@ -44,14 +44,17 @@ def choose_layer_keys(
 ) -> LayerKeys:
     """What the user asked for, else what the training configuration implies, else the family's custom.
 
-    Megatron names each layer when --moe-layer-freq is a list (an all-ones list too) or greater than 1.
+    Megatron names each layer when --moe-layer-freq or --linear-attention-freq is a list (an all-ones list too) or
+    greater than 1.
     """
     if asked != "auto":
         return asked
     if preset is None:
         return "per-layer" if family.per_layer_keys else "stacked"
-    value = str(_model_args(preset).get("--moe-layer-freq", 1)).strip()
-    return "stacked" if value == "1" else "per-layer"
+    arguments = _model_args(preset)
+    frequencies = ("--moe-layer-freq", "--linear-attention-freq")
+    values = [str(arguments.get(name, 1)).strip() for name in frequencies]
+    return "stacked" if values == ["1", "1"] else "per-layer"
 
 
 def _model_args(preset: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 from moe_bench.checkpoint.family import Family, Part, Row, Sizes, View, holds, read_sizes
 from moe_bench.errors import CheckpointError
 
+MXFP4_BLOCK = 32
+"""Values that share a scale."""
 Dialect = Literal["te", "local", "both"]
 LayerKeys = Literal["stacked", "per-layer"]
 
@@ -89,6 +91,10 @@ def map_model(
 
     Raises CheckpointError where config.json lacks a size, or asks for keys that the model cannot have.
     """
+    if dialect != "te" and not family.local_spec:
+        raise CheckpointError(
+            f"--dialect {dialect}: Megatron's local layer spec cannot build family {family.name!r}; use --dialect te"
+        )
     builder = _Builder(family, config, read_sizes(family, config), dialect, layer_keys, num_mtp)
     tensors = tuple(builder.build())
     return ModelMap(
@@ -106,6 +112,11 @@ def count_mtp(family: Family, config: Mapping[str, Any], names: Iterable[str]) -
 
     transformers drops them when it saves a model, and still writes their number into config.json.
     """
+    if family.mtp_prefix:
+        stem = f"{family.mtp_prefix}layers."
+        return len(
+            {name.removeprefix(stem).split(".")[0] for name in names if name.startswith(stem)}
+        )
     stated = int(config.get(family.mtp_layers) or 0) if family.mtp_layers else 0
     first = read_sizes(family, config).values["L"]
     prefixes = tuple(family.layer_prefix.replace("{layer}", str(first + i)) for i in range(stated))
@@ -138,9 +149,10 @@ class _Builder:
 
     def _decoder(self) -> Iterator[MegatronTensor]:
         dense = [self.family.is_dense(self.config, layer) for layer in range(self.num_layers)]
+        linear = [self.family.is_linear(self.config, layer) for layer in range(self.num_layers)]
         if self.layer_keys == "per-layer":
             for layer, is_dense in enumerate(dense):
-                for row in self._layer_rows(is_dense):
+                for row in self._layer_rows(is_dense=is_dense, is_linear=linear[layer]):
                     keys = self._keys(f"decoder.layers.{layer}.", row)
                     yield self._tensor(row, keys, [(self._prefix(layer), ())], ())
             return
@@ -149,21 +161,30 @@ class _Builder:
                 f"layers {[i for i, d in enumerate(dense) if d]} are dense and the others are MoE, so Megatron "
                 "trains this model with a list as --moe-layer-freq and names each layer; use --layer-keys per-layer"
             )
-        for row in self._layer_rows(dense[0]):
+        if any(linear):
+            raise CheckpointError(
+                f"layers {[i for i, d in enumerate(linear) if d]} have linear attention and the others have not, so "
+                "Megatron names each layer; use --layer-keys per-layer"
+            )
+        for row in self._layer_rows(is_dense=dense[0]):
             places = [(self._prefix(layer), (layer,)) for layer in range(self.num_layers)]
             yield self._tensor(row, self._keys("decoder.layers.", row), places, (self.num_layers,))
 
     def _mtp(self, index: int) -> Iterator[MegatronTensor]:
-        place = (self._prefix(self.num_layers + index), ())
+        own = self.family.mtp_prefix
+        place = (own or self._prefix(self.num_layers + index), ())
         for row in self.family.mtp:
             yield self._tensor(row, (f"mtp.layers.{index}.{row.key}",), [place], ())
+        if own:
+            place = (f"{own}layers.{index}.", ())
         for row in self._layer_rows(is_dense=False):
             keys = self._keys(f"mtp.layers.{index}.transformer_layer.", row)
             yield self._tensor(row, keys, [place], ())
 
-    def _layer_rows(self, is_dense: bool) -> Iterator[Row]:
+    def _layer_rows(self, *, is_dense: bool, is_linear: bool = False) -> Iterator[Row]:
+        attention = self.family.linear_attention if is_linear else self.family.attention
         rows = self.family.dense if is_dense else self.family.moe
-        yield from (row for row in (*self.family.attention, *rows) if holds(row.when, self.config))
+        yield from (row for row in (*attention, *rows) if holds(row.when, self.config))
 
     def _prefix(self, layer: int) -> str:
         return self.family.layer_prefix.replace("{layer}", str(layer))
@@ -199,15 +220,24 @@ class _Builder:
     ) -> tuple[Piece, ...]:
         groups = self.sizes.number(row.groups) if row.groups else 1
         named = [
-            self._hf(part, shape, prefix, expert)
+            (*self._hf(part, shape, prefix, expert), part, self._runs(part, shape))
             for part, shape in zip(row.parts, shapes, strict=True)
         ]
         pieces = []
         for group in range(groups):
-            for (name, index), part, shape in zip(named, row.parts, shapes, strict=True):
-                rows = shape[0] // groups
-                pieces.append(Piece(name, group * rows, rows, part.view, index))
+            for name, index, part, runs in named:
+                for first, rows in _portion(runs, group, groups):
+                    pieces.append(Piece(name, first, rows, part.view, index))
         return tuple(pieces)
+
+    def _runs(self, part: Part, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(first row in the file's matrix, rows) of a part, in order."""
+        if part.share is None:
+            return [(0, shape[0])]
+        groups, first, whole = map(
+            self.sizes.number, (part.share.groups, part.share.first, part.share.whole)
+        )
+        return [(i * whole + first, shape[0] // groups) for i in range(groups)]
 
     def _hf(
         self, part: Part, shape: tuple[int, ...], prefix: str, expert: int | None
@@ -216,11 +246,19 @@ class _Builder:
         fused = expert is not None and "{e}" not in part.name
         name = prefix + part.name.replace("{e}", str(expert))
         if name not in self.hf_shapes:
-            view = part.view or View()
-            full = (shape[0] * view.step, *shape[1:])
-            full = tuple(reversed(full)) if view.transpose else full
+            full = self._full_shape(part, shape)
             self.hf_shapes[name] = (self.sizes.values["E"], *full) if fused else full
         return name, expert if fused else None
+
+    def _full_shape(self, part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+        view = part.view or View()
+        rows = shape[0] * view.step
+        if part.share is not None:
+            rows = self.sizes.number(part.share.groups) * self.sizes.number(part.share.whole)
+        full = (rows, *shape[1:])
+        if view.packed:
+            return (*full[:-1], full[-1] // MXFP4_BLOCK, MXFP4_BLOCK // 2)
+        return tuple(reversed(full)) if view.transpose else full
 
     def copies(self) -> dict[str, str]:
         """Redundant tensors of the MTP layers, and a tied output layer's."""
@@ -231,3 +269,12 @@ class _Builder:
             for name, original in self.family.copies.items():
                 found[prefix + name] = found.get(original, original)
         return found
+
+
+def _portion(runs: list[tuple[int, int]], group: int, groups: int) -> list[tuple[int, int]]:
+    """The group's equal share of a part's rows."""
+    if len(runs) == 1:
+        first, rows = runs[0]
+        return [(first + group * (rows // groups), rows // groups)]
+    each = len(runs) // groups
+    return runs[group * each : (group + 1) * each]

@@ -28,7 +28,7 @@ from moe_bench.checkpoint.mapping import (
     map_model,
 )
 from moe_bench.checkpoint.safetensors import StoredTensor
-from moe_bench.checkpoint.source import HfSource, open_hf
+from moe_bench.checkpoint.source import HfSource, open_hf, scale_name
 from moe_bench.checkpoint.torchsave import framed_length
 from moe_bench.errors import CheckpointError
 
@@ -198,9 +198,9 @@ def _check_source(source: HfSource, model_map: ModelMap, block: tuple[int, int] 
     unread = [name for name in source.tensors if name not in used and not ignored.fullmatch(name)]
     if not unread:
         return
-    scales = [name for name in unread if name.endswith("_scale_inv")]
+    scales = [name for name in unread if name.endswith(("_scale_inv", "_scales"))]
     listed = ", ".join(f"{name!r} ({source.tensors[name].file.name})" for name in unread[:8])
-    why = "FP8 scales of tensors that are not FP8: " if len(scales) == len(unread) else ""
+    why = "scales of tensors that are not quantised: " if len(scales) == len(unread) else ""
     raise CheckpointError(
         f"{source.root}: {len(unread)} tensors have no place in family {model_map.family.name!r}: {why}{listed}"
         f"{', ...' if len(unread) > 8 else ''}; config.json does not match the weights, or the model is another one"
@@ -209,6 +209,7 @@ def _check_source(source: HfSource, model_map: ModelMap, block: tuple[int, int] 
 
 def _check_mapped(source: HfSource, model_map: ModelMap, block: tuple[int, int] | None) -> set[str]:
     used = set(model_map.hf_shapes)
+    packed = _packed(model_map)
     for name, shape in model_map.hf_shapes.items():
         stored = source.tensors.get(name)
         if stored is None:
@@ -221,6 +222,8 @@ def _check_mapped(source: HfSource, model_map: ModelMap, block: tuple[int, int] 
             )
         if stored.dtype == "F8_E4M3" and block is not None:
             used.add(_check_scale(source, name, stored, block))
+        elif name in packed:
+            used.add(_check_packed(source, name, stored))
         elif stored.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 f"{stored.file}: tensor {name!r} is {stored.dtype}; a weight is one of {', '.join(WEIGHT_DTYPES)}"
@@ -229,20 +232,45 @@ def _check_mapped(source: HfSource, model_map: ModelMap, block: tuple[int, int] 
 
 
 def _check_scale(source: HfSource, name: str, stored: StoredTensor, block: tuple[int, int]) -> str:
-    scale_name = name + "_scale_inv"
-    scale = source.tensors.get(scale_name)
+    own = scale_name(name)
+    scale = source.tensors.get(own)
     wanted = tuple(-(-size // b) for size, b in zip(stored.shape, block, strict=False))
     if scale is None:
         raise CheckpointError(
-            f"{stored.file}: tensor {name!r} is FP8 and its scale {scale_name!r} is missing; "
+            f"{stored.file}: tensor {name!r} is FP8 and its scale {own!r} is missing; "
             "read without it, the weights would be wrong"
         )
     if scale.dtype != "F32" or scale.shape != wanted or len(stored.shape) != 2:
         raise CheckpointError(
-            f"{scale.file}: scale {scale_name!r} is {scale.dtype} {list(scale.shape)}, but {name!r} "
+            f"{scale.file}: scale {own!r} is {scale.dtype} {list(scale.shape)}, but {name!r} "
             f"{list(stored.shape)} needs F32 {list(wanted)}"
         )
-    return scale_name
+    return own
+
+
+def _packed(model_map: ModelMap) -> set[str]:
+    """Tensors that hold MXFP4 codes."""
+    return {
+        piece.name
+        for tensor in model_map.tensors
+        for matrix in tensor.matrices
+        for piece in matrix.pieces
+        if piece.view is not None and piece.view.packed
+    }
+
+
+def _check_packed(source: HfSource, name: str, stored: StoredTensor) -> str:
+    scale = source.tensors.get(scale_name(name))
+    if scale is None:
+        raise CheckpointError(
+            f"{stored.file}: tensor {name!r} is MXFP4 and its scales {scale_name(name)!r} are missing"
+        )
+    if (stored.dtype, scale.dtype, scale.shape) != ("U8", "U8", stored.shape[:-1]):
+        raise CheckpointError(
+            f"{scale.file}: {scale_name(name)!r} is {scale.dtype} {list(scale.shape)}, but {name!r} ({stored.dtype} "
+            f"{list(stored.shape)}) needs U8 {list(stored.shape[:-1])}"
+        )
+    return scale_name(name)
 
 
 def _check_copies(source: HfSource, model_map: ModelMap) -> list[str]:
@@ -271,7 +299,7 @@ def _dtype(source: Mapping[str, StoredTensor], tensor: MegatronTensor) -> str:
                 f"{source[name].file}: tensor {name!r} is {source[name].dtype}, but {names[0]!r} is {first.dtype}; "
                 f"both belong to {tensor.key!r}, which has one type"
             )
-    return "BF16" if first.dtype == "F8_E4M3" else first.dtype
+    return "BF16" if first.dtype in ("F8_E4M3", "U8") else first.dtype
 
 
 def _chunks(index: int, planned: PlannedTensor, block: tuple[int, int] | None) -> Iterator[Chunk]:

@@ -80,6 +80,12 @@ def carried_files(folder: Path) -> tuple[Path, ...]:
     )
 
 
+def scale_name(name: str) -> str:
+    """The tensor that holds a quantised tensor's scales: of FP8 `..._scale_inv`, of MXFP4 `..._blocks` `..._scales`."""
+    stem = name.removesuffix("_blocks")
+    return name + "_scale_inv" if stem == name else stem + "_scales"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON table. Raises CheckpointError naming the file."""
     try:

@@ -11,10 +11,19 @@ from typing import NoReturn
 
 import numpy as np
 
-from moe_bench.checkpoint.arithmetic import BITS, dequantize, has_non_finite, narrow, widen
+from moe_bench.checkpoint.arithmetic import (
+    BITS,
+    dequantize,
+    dequantize_mxfp4,
+    has_non_finite,
+    narrow,
+    plus,
+    widen,
+)
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.plan import Chunk, Plan, Read, Unit
 from moe_bench.checkpoint.safetensors import StoredTensor
+from moe_bench.checkpoint.source import scale_name
 from moe_bench.checkpoint.torchsave import frame
 from moe_bench.errors import CheckpointError
 
@@ -113,6 +122,9 @@ class UnitWriter:
     def _blocks(self, read: Read, dtype: str) -> Iterator[memoryview]:
         """The read's rows in the output's type, in blocks that fit the buffer."""
         stored = self._plan.source.tensors[read.name]
+        if read.view is not None and read.view.packed:
+            yield from self._packed(read, stored)
+            return
         if read.view is not None:
             yield from self._viewed(read, stored, dtype)
             return
@@ -162,6 +174,11 @@ class UnitWriter:
     def _viewed(self, read: Read, stored: StoredTensor, dtype: str) -> Iterator[memoryview]:
         """A transposed or strided matrix: read whole, because its rows lie scattered."""
         assert read.view is not None, "called for views only"
+        if read.view.less_one:
+            whole = self._reader.read(read.name, stored, 0, stored.num_bytes)
+            bits = np.frombuffer(whole, BITS[DTYPES[stored.dtype].itemsize])
+            yield memoryview(plus(bits, stored.dtype, -1.0)).cast("B")
+            return
         if stored.dtype != dtype:
             raise CheckpointError(
                 f"{stored.file}: tensor {read.name!r} is {stored.dtype} and must be {dtype}"
@@ -177,6 +194,28 @@ class UnitWriter:
         matrix = bits.T if read.view.transpose else bits
         rows = matrix[read.view.start :: read.view.step][read.first : read.first + read.rows]
         yield memoryview(np.ascontiguousarray(rows)).cast("B")
+
+    def _packed(self, read: Read, stored: StoredTensor) -> Iterator[memoryview]:
+        """Every `step`-th row of an expert's MXFP4 matrix, as bfloat16."""
+        assert read.view is not None, "MXFP4 is a view"
+        assert read.expert is not None, "MXFP4 tensors hold all experts"
+        scale = self._plan.source.tensors[scale_name(read.name)]
+        _, rows_in_file, blocks, half = stored.shape
+        step, row_bytes = read.view.step, blocks * half
+        base = read.expert * rows_in_file
+        fit = max(1, len(self._reader.buffer) // (row_bytes * step * 8))
+        for row in range(0, read.rows, fit):
+            rows = min(fit, read.rows - row)
+            at = base + (read.first + row) * step
+            raw = self._reader.read(read.name, stored, at * row_bytes, rows * step * row_bytes)
+            codes = (
+                np.frombuffer(raw, np.uint8)
+                .reshape(-1, blocks, half)[read.view.start :: step]
+                .copy()
+            )
+            raw = self._reader.read(scale_name(read.name), scale, at * blocks, rows * step * blocks)
+            scales = np.frombuffer(raw, np.uint8).reshape(-1, blocks)[read.view.start :: step]
+            yield memoryview(dequantize_mxfp4(codes, scales)).cast("B")
 
 
 def write_all(fd: int, data: memoryview | bytes, at: int, path: Path) -> None:

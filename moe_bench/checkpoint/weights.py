@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_bench.checkpoint.arithmetic import BITS, Array, dequantize
+from moe_bench.checkpoint.arithmetic import (
+    BITS,
+    Array,
+    dequantize,
+    dequantize_mxfp4,
+    narrow,
+    plus,
+)
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.family import View
 from moe_bench.checkpoint.mapping import ModelMap
-from moe_bench.checkpoint.source import HfSource
+from moe_bench.checkpoint.source import HfSource, scale_name
 from moe_bench.checkpoint.torch_dist import BoxReader, TorchDist
 from moe_bench.checkpoint.unit_writer import SourceReader
 from moe_bench.errors import CheckpointError
@@ -45,7 +53,10 @@ class Weights(Protocol):
 
 
 class HfWeights:
-    """Tensors of a Hugging Face source. FP8 ones appear as the bfloat16 that they stand for."""
+    """Tensors of a Hugging Face source. Quantised ones appear as the bfloat16 that they stand for.
+
+    MXFP4 experts appear under the name and in the shape in which transformers writes them in bfloat16.
+    """
 
     def __init__(self, source: HfSource, block: tuple[int, int] | None) -> None:
         self.place = str(source.root)
@@ -55,14 +66,28 @@ class HfWeights:
     @property
     def specs(self) -> Mapping[str, Spec]:
         """Scales are not tensors of their own here."""
-        return {
-            name: Spec("BF16" if t.dtype == "F8_E4M3" else t.dtype, t.shape)
-            for name, t in self._source.tensors.items()
-            if not name.endswith("_scale_inv")
-        }
+        tensors = self._source.tensors
+        scales = {scale_name(name) for name in tensors}
+        found = {}
+        for name, t in tensors.items():
+            if name in scales or name.endswith("_scale_inv"):
+                continue
+            if self._is_packed(name):
+                experts, rows, blocks, half = t.shape
+                found[name.removesuffix("_blocks")] = Spec(
+                    "BF16", (experts, blocks * half * 2, rows)
+                )
+            else:
+                found[name] = Spec("BF16" if t.dtype == "F8_E4M3" else t.dtype, t.shape)
+        return found
+
+    def _is_packed(self, name: str) -> bool:
+        return name.endswith("_blocks") and scale_name(name) in self._source.tensors
 
     def rows(self, name: str, first: int, count: int) -> Array:
         """Raises CheckpointError when the file has shrunk."""
+        if name + "_blocks" in self._source.tensors:
+            return self._unpacked(name + "_blocks", first, count)
         stored = self._source.tensors[name]
         shape = stored.shape or (1,)
         row_bytes = stored.num_bytes // shape[0]
@@ -73,6 +98,21 @@ class HfWeights:
             return bits
         assert self._block is not None, "FP8 without a block size is refused when the plan is made"
         return dequantize(bits, self._scale(name), first, self._block)
+
+    def _unpacked(self, name: str, first: int, count: int) -> Array:
+        """Experts first .. first + count of an MXFP4 tensor."""
+        stored = self._source.tensors[name]
+        scale = self._source.tensors[scale_name(name)]
+        _, rows, blocks, half = stored.shape
+        size, codes_bytes = rows * blocks, rows * blocks * half
+        reader = SourceReader(codes_bytes)
+        out = np.empty((count, blocks * half * 2, rows), np.uint16)
+        for i in range(count):
+            raw = reader.read(name, stored, (first + i) * codes_bytes, codes_bytes)
+            codes = np.frombuffer(raw, np.uint8).reshape(rows, blocks, half).copy()
+            raw = reader.read(scale_name(name), scale, (first + i) * size, size)
+            out[i] = dequantize_mxfp4(codes, np.frombuffer(raw, np.uint8).reshape(rows, blocks)).T
+        return out
 
     def _scale(self, name: str) -> NDArray[np.float32]:
         if name not in self._scales:
@@ -120,7 +160,10 @@ class MegatronWeights:
                         key, matrix.lead, row, piece.first, piece.rows, piece.view, piece.expert
                     )
                     self._homes.setdefault(piece.name, []).append(home)
-                    self._specs[piece.name] = Spec(entry.dtype, model_map.hf_shapes[piece.name])
+                    shape = model_map.hf_shapes[piece.name]
+                    if piece.view is not None and piece.view.packed:
+                        shape = (*shape[:2], math.prod(shape[2:]) * 2)
+                    self._specs[piece.name] = Spec(entry.dtype, shape)
                     row += piece.rows
 
     @property
@@ -132,23 +175,24 @@ class MegatronWeights:
         """Raises CheckpointError when a chunk is missing or damaged."""
         spec = self._specs[name]
         homes = self._homes[name]
-        if homes[0].view is not None or homes[0].expert is not None:
+        if homes[0].expert is not None:
             return self._fused(spec, homes, first, count)
         out = np.empty((count, *spec.shape[1:]), BITS[DTYPES[spec.dtype].itemsize])
         for home in homes:
             low, high = max(first, home.first), min(first + count, home.first + home.rows)
             if low < high:
                 at = home.row + low - home.first
-                out[low - first : high - first] = self._reader.rows(
-                    home.key, home.lead, at, high - low
-                )
+                rows = self._reader.rows(home.key, home.lead, at, high - low)
+                if home.view is not None and home.view.less_one:
+                    rows = _plus_one(rows, spec.dtype)
+                out[low - first : high - first] = rows
         return out
 
     def _fused(self, spec: Spec, homes: list[_Home], first: int, count: int) -> Array:
         """Experts first .. first + count of a tensor that holds all experts."""
         out = np.empty((count, *spec.shape[1:]), BITS[DTYPES[spec.dtype].itemsize])
         for home in homes:
-            assert home.expert is not None, "a view belongs to a tensor of all experts"
+            assert home.expert is not None, "called for tensors of all experts"
             if first <= home.expert < first + count:
                 view = home.view or View()
                 expert = out[home.expert - first]
@@ -156,6 +200,14 @@ class MegatronWeights:
                 rows = self._reader.rows(home.key, home.lead, home.row, home.rows)
                 matrix[view.start :: view.step][home.first : home.first + home.rows] = rows
         return out
+
+
+def _plus_one(bits: Array, dtype: str) -> Array:
+    values = plus(bits, dtype, 1.0)
+    if dtype == "F32":
+        return values.view(np.uint32)
+    narrowed = narrow(memoryview(values).cast("B"), dtype)
+    return narrowed.view(np.uint16).reshape(bits.shape)
 
 
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")

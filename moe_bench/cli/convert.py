@@ -156,7 +156,7 @@ def _progress(verb: str) -> Callable[[int, int], None]:
 @click.option(
     "--fp8",
     is_flag=True,
-    help="Restore the FP8 weights and scales that an untrained checkpoint came from.",
+    help="Restore the FP8 or MXFP4 weights and scales that an untrained checkpoint came from.",
 )
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 def export(

@@ -110,7 +110,9 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
     checkpoints = Path(_flag(argv, "--save", str(context.run_dir / "checkpoints")))
     is_own = checkpoints.absolute().is_relative_to(context.run_dir.absolute())
     if not is_own and environment().get("MOE_BENCH_CHAIN") != str(checkpoints):
-        return argv  # a folder that other runs may share is loaded only when --load or a chain says so
+        return (
+            argv  # a folder that other runs may share is loaded only when --load or a chain says so
+        )
     found = resume.find(checkpoints)
     if found is None:
         return argv

@@ -22,6 +22,7 @@ embedding.install(local_world_size=1)
 import torch  # noqa: E402
 
 from moe_bench.mcore.cpu.spec import reference_layers  # noqa: E402
+from moe_bench.mcore.patches import COMPILED_HELPERS, NO_PHANTOM_QUERY_NORM  # noqa: E402
 
 
 def main(cases_file: Path) -> None:
@@ -79,12 +80,12 @@ def run_rank(case: dict, rank: int, port: int) -> None:
     from moe_bench.mcore import checkpoint, entry
 
     with contextlib.ExitStack() as stack:
-        if case.get("spec", "cpu") == "cpu":
-            stack.enter_context(reference_layers())
+        if case.get("spec", "te") != "megatron":
+            stack.enter_context(reference_layers(arrangement=case.get("spec", "te")))
         if case.get("without_phantom_norm"):
-            stack.enter_context(checkpoint.NO_PHANTOM_QUERY_NORM.applied())
+            stack.enter_context(NO_PHANTOM_QUERY_NORM.applied())
         if case.get("train"):
-            with checkpoint.COMPILED_HELPERS.applied():
+            with COMPILED_HELPERS.applied():
                 entry.train(entry.parse())
             return
         stages = checkpoint.load_model()

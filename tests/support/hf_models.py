@@ -104,11 +104,32 @@ GLM = {
     "routed_scaling_factor": 1.5,
     "partial_rotary_factor": 0.5,
 }
+QWEN3_NEXT = {
+    **QWEN3,
+    "architectures": ["Qwen3NextForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "shared_expert_intermediate_size": 28,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_num_value_heads": 6,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 3,
+    "partial_rotary_factor": 0.25,
+}
+GPT_OSS_MXFP4 = {
+    **GPT_OSS,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "quantization_config": {"quant_method": "mxfp4"},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL,
     "qwen2_moe tied": QWEN2,
     "qwen3_moe": QWEN3,
     "qwen3_moe with a dense layer": {**QWEN3, "mlp_only_layers": [1]},
+    "qwen3_next with MTP": QWEN3_NEXT,
     "olmoe": OLMOE,
     "gpt_oss": GPT_OSS,
     "deepseek_v2": DEEPSEEK_V2,
@@ -131,13 +152,38 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for layer in range(L + mtp):
         p = f"model.layers.{layer}."
         found |= {p + "input_layernorm.weight": (H,), p + "post_attention_layernorm.weight": (H,)}
-        found |= {p + "self_attn." + n: s for n, s in _attention(c, kind).items()}
+        if kind == "Qwen3NextForCausalLM" and (layer + 1) % c["full_attention_interval"]:
+            found |= {p + "linear_attn." + n: s for n, s in _delta_net(c).items()}
+        else:
+            found |= {p + "self_attn." + n: s for n, s in _attention(c, kind).items()}
         found |= {p + n: s for n, s in _mlp(c, kind, layer).items()}
         if layer >= L:
             found |= {p + n + ".weight": (H,) for n in ("enorm", "hnorm", "shared_head.norm")}
             found |= {p + "eh_proj.weight": (H, 2 * H), p + "embed_tokens.weight": (V, H)}
             found[p + "shared_head.head.weight"] = (V, H)
+    if kind == "Qwen3NextForCausalLM":
+        p = "mtp.layers.0."
+        found |= {p + "input_layernorm.weight": (H,), p + "post_attention_layernorm.weight": (H,)}
+        found |= {p + "self_attn." + n: s for n, s in _attention(c, kind).items()}
+        found |= {p + n: s for n, s in _mlp(c, kind, 0).items()}
+        norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+        found |= {f"mtp.{n}.weight": (H,) for n in norms} | {"mtp.fc.weight": (H, 2 * H)}
     return found
+
+
+def _delta_net(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    keys = c["linear_num_key_heads"] * c["linear_key_head_dim"]
+    heads = c["linear_num_value_heads"]
+    values = heads * c["linear_value_head_dim"]
+    return {
+        "in_proj_qkvz.weight": (2 * keys + 2 * values, c["hidden_size"]),
+        "in_proj_ba.weight": (2 * heads, c["hidden_size"]),
+        "conv1d.weight": (2 * keys + values, 1, c["linear_conv_kernel_dim"]),
+        "A_log": (heads,),
+        "dt_bias": (heads,),
+        "norm.weight": (c["linear_value_head_dim"],),
+        "out_proj.weight": (c["hidden_size"], values),
+    }
 
 
 def _attention(c: dict[str, Any], kind: str) -> dict[str, tuple[int, ...]]:
@@ -165,15 +211,16 @@ def _attention(c: dict[str, Any], kind: str) -> dict[str, tuple[int, ...]]:
             "o_proj.weight": (H, A * v),
         }
     G, D = c["num_key_value_heads"], c["head_dim"]
+    gated = 2 if kind == "Qwen3NextForCausalLM" else 1
     found: dict[str, tuple[int, ...]] = {
-        "q_proj.weight": (A * D, H),
+        "q_proj.weight": (gated * A * D, H),
         "k_proj.weight": (G * D, H),
         "v_proj.weight": (G * D, H),
         "o_proj.weight": (H, A * D),
     }
     if kind in ("Qwen2MoeForCausalLM", "Glm4MoeForCausalLM", "GptOssForCausalLM"):
         found |= {"q_proj.bias": (A * D,), "k_proj.bias": (G * D,), "v_proj.bias": (G * D,)}
-    if kind in ("Qwen3MoeForCausalLM", "Glm4MoeForCausalLM"):
+    if kind in ("Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Glm4MoeForCausalLM"):
         found |= {"q_norm.weight": (D,), "k_norm.weight": (D,)}
     if kind == "OlmoeForCausalLM":
         found |= {"q_norm.weight": (A * D,), "k_norm.weight": (G * D,)}
@@ -211,7 +258,7 @@ def _mlp(c: dict[str, Any], kind: str, layer: int) -> dict[str, tuple[int, ...]]
         found["mlp.gate.e_score_correction_bias"] = (E,)
     if c.get("n_shared_experts"):
         found |= _gated("mlp.shared_experts.", F * c["n_shared_experts"], H)
-    if kind == "Qwen2MoeForCausalLM":
+    if kind in ("Qwen2MoeForCausalLM", "Qwen3NextForCausalLM"):
         found |= _gated("mlp.shared_expert.", c["shared_expert_intermediate_size"], H)
         found["mlp.shared_expert_gate.weight"] = (1, H)
     return found
@@ -255,6 +302,21 @@ def quantize(tensors: Tensors, block: int, seed: int = 1) -> Tensors:
             scales = chance.uniform(1e-4, 1e-2, grid).astype(np.float32)
             out[name] = ("F8_E4M3", codes)
             out[name + "_scale_inv"] = ("F32", scales.view(np.uint32))
+        else:
+            out[name] = (dtype, bits)
+    return out
+
+
+def pack_experts(tensors: Tensors, seed: int = 2) -> Tensors:
+    """The experts' projections as random MXFP4 codes and scales, as gpt-oss is published."""
+    chance = np.random.default_rng(seed)
+    out: Tensors = {}
+    for name, (dtype, bits) in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, columns, rows = bits.shape
+            grid = (experts, rows, columns // 32)
+            out[name + "_blocks"] = ("U8", chance.integers(0, 256, (*grid, 16), dtype=np.uint8))
+            out[name + "_scales"] = ("U8", chance.integers(115, 126, grid, dtype=np.uint8))
         else:
             out[name] = (dtype, bits)
     return out

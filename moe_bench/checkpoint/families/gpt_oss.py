@@ -1,7 +1,7 @@
-"""gpt-oss-20b and gpt-oss-120b, in bfloat16.
+"""gpt-oss-20b and gpt-oss-120b, as published (experts in MXFP4) and in bfloat16.
 
-One tensor holds all experts of a layer, transposed, and gate and up rows alternate. The published MXFP4 files are
-refused: transformers writes the bfloat16 form (`dequantize=True`, then `save_pretrained`).
+One tensor holds all experts of a layer, and gate and up rows alternate. MXFP4 codes lie in rows of the matrix; the
+bfloat16 form that transformers writes is transposed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from moe_bench.checkpoint.families.blocks import (
 from moe_bench.checkpoint.family import Family, Part, Row, View, one
 
 _GATE, _UP = View(transpose=True, start=0, step=2), View(transpose=True, start=1, step=2)
+_PACKED = View(packed=True)
+_PACKED_GATE, _PACKED_UP = View(start=0, step=2, packed=True), View(start=1, step=2, packed=True)
 _FLAGS = {
     flag: rule
     for flag, rule in COMMON_FLAGS.items()
@@ -45,6 +47,16 @@ GPT_OSS = Family(
                 Part("mlp.experts.gate_up_proj", "F H", _UP),
             ),
             experts=True,
+            when="!quantization_config",
+        ),
+        Row(
+            key="mlp.experts.experts.linear_fc1.weight",
+            parts=(
+                Part("mlp.experts.gate_up_proj_blocks", "F H", _PACKED_GATE),
+                Part("mlp.experts.gate_up_proj_blocks", "F H", _PACKED_UP),
+            ),
+            experts=True,
+            when="quantization_config",
         ),
         Row(
             key="mlp.experts.experts.linear_fc1.bias",
@@ -58,13 +70,16 @@ GPT_OSS = Family(
             key="mlp.experts.experts.linear_fc2.weight",
             parts=(Part("mlp.experts.down_proj", "H F", View(transpose=True)),),
             experts=True,
+            when="!quantization_config",
+        ),
+        Row(
+            key="mlp.experts.experts.linear_fc2.weight",
+            parts=(Part("mlp.experts.down_proj_blocks", "H F", _PACKED),),
+            experts=True,
+            when="quantization_config",
         ),
         one("mlp.experts.experts.linear_fc2.bias", "mlp.experts.down_proj_bias", "H", experts=True),
     ),
-    refuse={
-        "quantization_config": "MXFP4 weights are not read; let transformers write them in bfloat16 first "
-        "(Mxfp4Config(dequantize=True), save_pretrained)"
-    },
     flags={
         **_FLAGS,
         "--group-query-attention": "=",

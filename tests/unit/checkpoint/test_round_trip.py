@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_bench.checkpoint.arithmetic import E4M3, to_bfloat16
+from moe_bench.checkpoint.arithmetic import E4M3, dequantize_mxfp4, to_bfloat16, widen
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
 from moe_bench.checkpoint.importing import MANIFEST, ImportOptions, run_import
 from moe_bench.checkpoint.plan import plan_import
@@ -143,6 +143,96 @@ class TestFp8:
         assert {t.dtype for t in open_hf(back).tensors.values()} == {"BF16", "F32"}
         assert "quantization_config" not in json.loads((back / "config.json").read_text())
         assert verify(hf, back).differences == ()
+
+
+class TestMxfp4:
+    @pytest.fixture
+    def hf(self, tmp_path: Path) -> Path:
+        config = hf_models.GPT_OSS_MXFP4
+        tensors = hf_models.pack_experts(hf_models.random_tensors(config))
+        return hf_models.write_model(tmp_path / "hf", config, tensors)
+
+    def test_every_code_is_its_value_times_two_to_the_scale(self) -> None:
+        codes = np.arange(256, dtype=np.uint8).reshape(16, 1, 16).repeat(251, axis=1)
+        scales = np.arange(251, dtype=np.uint8)[None].repeat(16, axis=0)
+        found = widen(dequantize_mxfp4(codes, scales).tobytes(), "BF16").reshape(16, 251, 16, 2)
+        magnitude = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+        values = np.array([*magnitude, *(-m for m in magnitude)])
+        nibbles = np.stack([codes & 15, codes >> 4], axis=-1)
+        expected = values[nibbles] * 2.0 ** (scales.astype(np.int64) - 127)[..., None, None]
+        assert np.array_equal(found, expected.astype(np.float32))
+        assert np.array_equal(np.signbit(found), nibbles >= 8)
+
+    def test_a_scale_of_255_is_not_a_number(self) -> None:
+        bits = dequantize_mxfp4(np.zeros((1, 1, 16), np.uint8), np.full((1, 1), 255, np.uint8))
+        assert np.isnan(widen(bits.tobytes(), "BF16")).all()
+
+    def test_rows_are_gate_then_up(self, hf: Path, tmp_path: Path) -> None:
+        megatron = import_model(hf, tmp_path / "megatron")
+        found = BoxReader(open_torch_dist(megatron)).rows(
+            "decoder.layers.mlp.experts.experts.linear_fc1.weight", (2, 1), 0, 192
+        )
+        name = "model.layers.2.mlp.experts.gate_up_proj_"
+        codes = np.frombuffer(contents(hf)[name + "blocks"][2], np.uint8).reshape(3, 192, 2, 16)
+        scales = np.frombuffer(contents(hf)[name + "scales"][2], np.uint8).reshape(3, 192, 2)
+        whole = dequantize_mxfp4(codes[1], scales[1])
+        assert np.array_equal(found, np.concatenate([whole[0::2], whole[1::2]]))
+
+    def test_export_restores_codes_and_scales_exactly(self, hf: Path, tmp_path: Path) -> None:
+        megatron = import_model(hf, tmp_path / "megatron")
+        back = export_model(megatron, tmp_path / "back", fp8=True)
+        assert contents(back) == contents(hf)
+        assert verify(hf, megatron).differences == ()
+
+    def test_plain_export_is_bfloat16_as_transformers_names_it(
+        self, hf: Path, tmp_path: Path
+    ) -> None:
+        back = export_model(import_model(hf, tmp_path / "megatron"), tmp_path / "back")
+        found = open_hf(back).tensors["model.layers.0.mlp.experts.gate_up_proj"]
+        assert (found.dtype, found.shape) == ("BF16", (3, 64, 192))
+        assert "quantization_config" not in json.loads((back / "config.json").read_text())
+        assert verify(hf, back).differences == ()
+
+
+def test_the_norm_that_hugging_face_centres_on_one_loses_no_bit(tmp_path: Path) -> None:
+    """bfloat16 could not hold 0.1 - 1: Megatron's value is kept in float32."""
+    tensors = hf_models.random_tensors(hf_models.QWEN3_NEXT)
+    name = "model.layers.0.linear_attn.norm.weight"
+    values = np.array([0.1, 1.0, 1.0078125, -3.25, 2**-12], np.float32)
+    tensors[name] = ("BF16", to_bfloat16(values))
+    hf = hf_models.write_model(tmp_path / "hf", hf_models.QWEN3_NEXT, tensors)
+    megatron = import_model(hf, tmp_path / "megatron")
+    key = "decoder.layers.0.self_attention.out_norm.weight"
+    found = BoxReader(open_torch_dist(megatron)).rows(key, (), 0, 5).view(np.float32)
+    assert np.array_equal(found + 1, widen(tensors[name][1].tobytes(), "BF16"))
+    assert contents(export_model(megatron, tmp_path / "back")) == contents(hf)
+
+
+def test_the_delta_nets_projection_is_sorted_by_what_it_projects_to(tmp_path: Path) -> None:
+    tensors = hf_models.random_tensors(hf_models.QWEN3_NEXT)
+    hf = hf_models.write_model(tmp_path / "hf", hf_models.QWEN3_NEXT, tensors)
+    reader = BoxReader(open_torch_dist(import_model(hf, tmp_path / "megatron")))
+    # 2 key heads: each 4 rows of query, 4 of key, then of its 3 value heads 15 of value and 15 of z
+    whole = tensors["model.layers.1.linear_attn.in_proj_qkvz.weight"][1].reshape(2, 38, 24)
+    stem = "decoder.layers.1.self_attention.in_proj.weight."
+    cuts = {"query": (0, 4), "key": (4, 8), "value": (8, 23), "z": (23, 38)}
+    for name, (first, end) in cuts.items():
+        expected = whole[:, first:end].reshape(-1, 24)
+        assert np.array_equal(reader.rows(stem + name, (), 0, len(expected)), expected)
+
+
+def test_a_gated_query_is_followed_by_its_gate_in_each_group(tmp_path: Path) -> None:
+    tensors = hf_models.random_tensors(hf_models.QWEN3_NEXT)
+    hf = hf_models.write_model(tmp_path / "hf", hf_models.QWEN3_NEXT, tensors)
+    reader = BoxReader(open_torch_dist(import_model(hf, tmp_path / "megatron")))
+    found = reader.rows("decoder.layers.2.self_attention.linear_qkv.weight", (), 0, 128)
+    q, k, v = (tensors[f"model.layers.2.self_attn.{x}_proj.weight"][1] for x in "qkv")
+    heads = q.reshape(6, 2, 8, 24)
+    for group in range(2):
+        own = heads[3 * group : 3 * group + 3]
+        rows = slice(8 * group, 8 * group + 8)
+        expected = [own[:, 0].reshape(-1, 24), own[:, 1].reshape(-1, 24), k[rows], v[rows]]
+        assert np.array_equal(found[64 * group : 64 * group + 64], np.concatenate(expected))
 
 
 def test_the_expert_bias_stays_float32_and_a_bfloat16_one_is_widened(tmp_path: Path) -> None:
