@@ -32,10 +32,10 @@ def chained(run: ResolvedRun) -> ResolvedRun:
     save = run.args.get("--save")
     if save is None or save.origin.layer not in ("flag", "environment"):
         save = _shared(run, knob, save)
-    note = (
-        f"{says('DEPENDENCY', knob)}: checkpoints go to {save.value}, and the run goes on from the newest one there"
+    note = f"{says('DEPENDENCY', knob)}: checkpoints go to {save.value}, and the run goes on from the newest one there"
+    chain = Setting(
+        value=save.value, origin=Origin(layer="derived", place=says("DEPENDENCY", knob))
     )
-    chain = Setting(value=save.value, origin=Origin(layer="derived", place=says("DEPENDENCY", knob)))
     return replace(
         run,
         args={**run.args, "--save": save},
@@ -46,6 +46,8 @@ def chained(run: ResolvedRun) -> ResolvedRun:
 
 def _shared(run: ResolvedRun, knob: Setting, before: Setting | None) -> Setting:
     folder: Path = run.run_dir.parent / "chains" / f"{job_name(run)}-{run.model}"
-    lost = (Overridden(value=before.value, origin=before.origin), *before.overrode) if before else ()
+    lost = (
+        (Overridden(value=before.value, origin=before.origin), *before.overrode) if before else ()
+    )
     origin = Origin(layer="derived", place=says("DEPENDENCY", knob))
     return Setting(value=str(folder), origin=origin, overrode=lost)

@@ -183,7 +183,10 @@ _TEXTS = _texts(
     ("NODE_RANK", "this node's number in a run over several machines without a scheduler"),
     ("BINDPCIE_PATH", "a program put before python, for CPU affinity"),
     ("RUN_ID", "name of the run; default: model, time and a random tail"),
-    ("LAUNCHER", "where the two scripts send a run: local, slurm, kubernetes, or your own FILE.py:CLASS"),
+    (
+        "LAUNCHER",
+        "where the two scripts send a run: local, slurm, kubernetes, or your own FILE.py:CLASS",
+    ),
     ("K8S_NAMESPACE", "Kubernetes namespace"),
     ("K8S_VOLUMES", "volumes of a pod: pvc:CLAIM:/mount,host:/path:/mount"),
     ("K8S_OUTPUT_PATH", "OUTPUT_PATH as the pods see it; default: the same path"),
@@ -197,7 +200,9 @@ _TEXTS = _texts(
     ("K8S_QUEUE", "Kueue's local queue"),
 )
 
-KNOBS: Mapping[str, Knob] = {knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_NUMBERS, *_CHOICES, *_TEXTS)}
+KNOBS: Mapping[str, Knob] = {
+    knob.name: knob for knob in (*_LAYOUT, *_BATCH, *_NUMBERS, *_CHOICES, *_TEXTS)
+}
 """Every knob by name."""
 
 BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
