@@ -7,15 +7,16 @@ import hashlib
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.fingerprint import digest, tool
-from moe_bench.checkpoint.importing import CARRIED, LEDGER, MANIFEST, write_whole
+from moe_bench.checkpoint.importing import CARRIED, LEDGER, MANIFEST, folder_lock, write_whole
 from moe_bench.checkpoint.mapping import (
     LayerKeys,
     MegatronTensor,
@@ -24,6 +25,7 @@ from moe_bench.checkpoint.mapping import (
     map_model,
 )
 from moe_bench.checkpoint.metadata import TensorEntry
+from moe_bench.checkpoint.part_file import PartFile, part_of
 from moe_bench.checkpoint.safetensors import StoredTensor, build_header, read_header
 from moe_bench.checkpoint.side_file import SCALES
 from moe_bench.checkpoint.source import INDEX, carried_files, read_json, scale_name
@@ -33,6 +35,8 @@ from moe_bench.errors import CheckpointError
 
 SHARD_BYTES = 4 << 30
 """Largest file, where the source's own index is not known."""
+PORTION_BYTES = 64 << 20
+"""Tensors of about so many bytes are written at a time; a tensor is never cut."""
 SINGLE = "model.safetensors"
 
 
@@ -57,9 +61,28 @@ class OutTensor:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
     def describe(self) -> list[object]:
         """Name, origin, type and shape, for an identity."""
         return [self.name, self.origin, self.dtype, list(self.shape)]
+
+
+class Portion(NamedTuple):
+    """Neighbouring tensors of one output file: what a worker writes at a time."""
+
+    file: str
+    first: int
+    """Position of the first tensor within the file."""
+    num_tensors: int
+    num_bytes: int
+
+    def of(self, plan: ExportPlan) -> tuple[OutTensor, ...]:
+        """Its tensors."""
+        return plan.files[self.file][self.first : self.first + self.num_tensors]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +99,7 @@ class ExportPlan:
     @property
     def num_bytes(self) -> int:
         """Bytes of tensors."""
-        return sum(
-            math.prod(t.shape) * DTYPES[t.dtype].itemsize for ts in self.files.values() for t in ts
-        )
+        return sum(tensor.num_bytes for tensors in self.files.values() for tensor in tensors)
 
 
 def detect_layer_keys(keys: Iterable[str]) -> LayerKeys:
@@ -225,12 +246,11 @@ def _shards(tensors: Iterable[OutTensor]) -> Iterator[list[OutTensor]]:
     shard: list[OutTensor] = []
     size = 0
     for tensor in sorted(tensors, key=lambda t: _natural(t.name)):
-        num_bytes = math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
-        if shard and size + num_bytes > SHARD_BYTES:
+        if shard and size + tensor.num_bytes > SHARD_BYTES:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
-        size += num_bytes
+        size += tensor.num_bytes
     if shard:
         yield shard
 
@@ -256,8 +276,26 @@ def run_export(
         shutil.rmtree(out / LEDGER, ignore_errors=True)
         return len(names)
     _prepare(out, identity)
-    todo = [name for name in names if not _whole(plan, out / name)]
-    sizes = {n: sum(math.prod(t.shape) for t in plan.files[n]) for n in names}
+    with folder_lock(out, 0):
+        todo = [name for name in names if not _whole(plan, out / name)]
+        _write_files(plan, out, todo, options, on_progress)
+        _commit(plan, out, identity)
+    return len(names) - len(todo)
+
+
+def _write_files(
+    plan: ExportPlan,
+    out: Path,
+    todo: list[str],
+    options: ExportOptions,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Workers write portions, so that even a single file is shared; a file gets its name after its last portion."""
+    portions = [portion for name in todo for portion in _portions(plan, name)]
+    left = Counter(portion.file for portion in portions)
+    total, done = sum(portion.num_bytes for portion in portions), 0
+    for name in todo:
+        part_of(out / name).unlink(missing_ok=True)
 
     def start() -> Work:
         # numpy is imported by the worker, so that the parent forks while it has one thread
@@ -265,12 +303,26 @@ def run_export(
 
         return FileWriter(plan, out).write
 
-    done = 0
-    for position, _ in run_tasks(todo, start, processes=options.processes):
-        done += sizes[todo[position]]
-        on_progress(done, sum(sizes[name] for name in todo))
-    _commit(plan, out, identity)
-    return len(names) - len(todo)
+    for position, _ in run_tasks(portions, start, processes=options.processes):
+        portion = portions[position]
+        left[portion.file] -= 1
+        if not left[portion.file]:
+            part = PartFile(out / portion.file, anew=False)
+            part.finish(file_size(plan, portion.file))
+            part.close()
+        done += portion.num_bytes
+        on_progress(done, total)
+
+
+def _portions(plan: ExportPlan, name: str) -> Iterator[Portion]:
+    """A file's tensors in groups of about PORTION_BYTES."""
+    first = size = 0
+    tensors = plan.files[name]
+    for i, tensor in enumerate(tensors):
+        size += tensor.num_bytes
+        if size >= PORTION_BYTES or i + 1 == len(tensors):
+            yield Portion(name, first, i + 1 - first, size)
+            first, size = i + 1, 0
 
 
 def _identity(plan: ExportPlan) -> str:
@@ -317,9 +369,7 @@ def header_of(plan: ExportPlan, name: str) -> tuple[bytes, dict[str, int]]:
 def file_size(plan: ExportPlan, name: str) -> int:
     """Bytes of an output file."""
     header, _ = header_of(plan, name)
-    return len(header) + sum(
-        math.prod(t.shape) * DTYPES[t.dtype].itemsize for t in plan.files[name]
-    )
+    return len(header) + sum(tensor.num_bytes for tensor in plan.files[name])
 
 
 def _whole(plan: ExportPlan, path: Path) -> bool:

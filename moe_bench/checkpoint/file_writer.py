@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,39 +10,46 @@ import numpy as np
 
 from moe_bench.checkpoint.arithmetic import Array, narrow, requantize, requantize_mxfp4, widen
 from moe_bench.checkpoint.dtypes import DTYPES
-from moe_bench.checkpoint.exporting import ExportPlan, OutTensor, header_of
+from moe_bench.checkpoint.exporting import ExportPlan, OutTensor, Portion, header_of
+from moe_bench.checkpoint.open_files import OpenFiles
+from moe_bench.checkpoint.part_file import PartFile
 from moe_bench.checkpoint.source import scale_name
-from moe_bench.checkpoint.unit_writer import write_all
+from moe_bench.checkpoint.torch_dist import Extent
 from moe_bench.checkpoint.weights import BLOCK_BYTES, MegatronWeights
 from moe_bench.errors import CheckpointError
 
 
 class FileWriter:
-    """Writes files of a plan, one at a time."""
+    """Writes portions of the plan's files into their `.part` files; the parent gives those their names."""
 
     def __init__(self, plan: ExportPlan, out: Path) -> None:
         self._plan, self._out = plan, out
         self._weights = MegatronWeights(plan.checkpoint, plan.model_map)
+        self._files = OpenFiles()
+        self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
-    def write(self, name: str) -> None:
-        """Write the file under its final name, synced."""
-        part = self._out / f"{name}.part"
-        header, offsets = header_of(self._plan, name)
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    def write(self, portion: Portion) -> None:
+        """Write some of a file's tensors, and its header with the first of them."""
+        header, offsets = header_of(self._plan, portion.file)
+        part = PartFile(self._out / portion.file, anew=False)
         try:
-            write_all(fd, header, 0, part)
-            for tensor in self._plan.files[name]:
-                self._tensor(fd, tensor, offsets[tensor.name], part)
-            os.fsync(fd)
+            if portion.first == 0:
+                part.write(header, 0)
+            for tensor in portion.of(self._plan):
+                self._tensor(part, tensor, offsets[tensor.name])
+            part.start_write_back()
         finally:
-            os.close(fd)
-        part.rename(self._out / name)
+            part.close()
 
-    def _tensor(self, fd: int, tensor: OutTensor, at: int, path: Path) -> None:
+    def _tensor(self, part: PartFile, tensor: OutTensor, at: int) -> None:
         if tensor.origin in self._plan.scales:
-            write_all(fd, self._scale(tensor.origin), at, path)
+            part.write(self._scale(tensor.origin), at)
             return
         spec = self._weights.specs[tensor.origin]
+        extents = self._weights.extents(tensor.origin) if tensor.dtype == spec.dtype else None
+        if extents is not None:
+            self._copy(part, extents, at)
+            return
         row_bytes = max(
             1, int(np.prod(spec.shape[1:], dtype=np.int64)) * DTYPES[spec.dtype].itemsize
         )
@@ -52,8 +59,20 @@ class FileWriter:
             raw = memoryview(np.ascontiguousarray(self._cast(tensor, spec.dtype, bits, row))).cast(
                 "B"
             )
-            write_all(fd, raw, at, path)
+            part.write(raw, at)
             at += len(raw)
+
+    def _copy(self, part: PartFile, extents: Sequence[Extent], at: int) -> None:
+        """Bytes as they are, through one buffer."""
+        for extent in extents:
+            self._files.prefetch(extent.file, extent.offset, extent.num_bytes)
+        for extent in extents:
+            for done in range(0, extent.num_bytes, len(self._buffer)):
+                view = self._buffer[: min(len(self._buffer), extent.num_bytes - done)]
+                if not self._files.read(extent.file, extent.offset + done, view):
+                    raise CheckpointError(f"{extent.file}: ends inside a chunk")
+                part.write(view, at)
+                at += len(view)
 
     def _cast(self, tensor: OutTensor, dtype: str, bits: Array, row: int) -> Array:
         if tensor.dtype == dtype:

@@ -75,6 +75,10 @@ _BUFFERS_PER_PROCESS = 6
 """A block as it is read, as FP8 looks it up (index, table, result), and as it is written."""
 
 
+_PIECE_BYTES = 1 << 20
+"""Read, checked and written while it is in a core's cache; larger pieces are slower (measured)."""
+
+
 def buffer_bytes(options: ImportOptions, largest_row: int) -> int:
     """Bytes that each worker may read at once. Raises CheckpointError when the budget is too small."""
     plan_bytes = BASE_BYTES * (options.processes + 1)
@@ -85,7 +89,7 @@ def buffer_bytes(options: ImportOptions, largest_row: int) -> int:
             f"--memory-mib {options.memory_bytes >> 20} is too little for {options.processes} processes; "
             f"at least {-(-least >> 20)} are needed (or fewer --processes)"
         )
-    return min(budget, 8 << 20)
+    return min(budget, max(_PIECE_BYTES, largest_row))
 
 
 def run_import(
@@ -111,7 +115,7 @@ def run_import(
             seconds=0.0,
         )
     _prepare(plan, out)
-    with _lock(out, options.node):
+    with folder_lock(out, options.node):
         own = [unit for unit in plan.units if unit.index % options.nodes == options.node]
         todo = [unit for unit in own if _ledger(out, unit) is None]
         _check_space(out, sum(unit.num_bytes for unit in todo))
@@ -164,7 +168,7 @@ def _prepare(plan: Plan, out: Path) -> None:
 
 
 @contextmanager
-def _lock(out: Path, node: int) -> Iterator[None]:
+def folder_lock(out: Path, node: int) -> Iterator[None]:
     """Held by the parent and, through fork, by every worker: a second run waits until the first one's are gone."""
     path = out / LEDGER / f"lock-{node}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

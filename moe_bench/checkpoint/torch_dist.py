@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ import numpy as np
 from moe_bench.checkpoint.arithmetic import BITS, Array
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.metadata import Box, Metadata, TensorEntry, load
+from moe_bench.checkpoint.open_files import OpenFiles
 from moe_bench.checkpoint.torchsave import Stored, ZipWindow, parse
 from moe_bench.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_OPEN_FILES = 8
 
 
 def iteration_folder(path: Path) -> Path:
@@ -70,9 +70,19 @@ def open_torch_dist(path: Path) -> TorchDist:
     return TorchDist(folder, load(folder / ".metadata"))
 
 
-class _Opened(NamedTuple):
-    fd: int
-    size: int
+class Extent(NamedTuple):
+    """Bytes of a file."""
+
+    file: Path
+    offset: int
+    num_bytes: int
+
+
+class _Place(NamedTuple):
+    """Bytes of a box's stream."""
+
+    offset: int
+    num_bytes: int
 
 
 class BoxReader:
@@ -80,7 +90,7 @@ class BoxReader:
 
     def __init__(self, checkpoint: TorchDist) -> None:
         self._checkpoint = checkpoint
-        self._files: dict[str, _Opened] = {}
+        self._files = OpenFiles()
         self._stored: dict[tuple[str, int], Stored] = {}
         self._by_lead: dict[tuple[str, int], dict[tuple[int, ...], list[Box]]] = {}
 
@@ -112,6 +122,29 @@ class BoxReader:
             )
         return out
 
+    def extents(
+        self, key: str, lead: tuple[int, ...], first: int, count: int
+    ) -> list[Extent] | None:
+        """Where the same rows lie as they are, in order; None when the boxes cut columns, overlap or leave a gap."""
+        entry = self._checkpoint.tensors[key]
+        axis, at, found = len(lead), first, list[Extent]()
+        boxes = self._boxes(key, axis).get(lead, ())
+        for box in sorted(boxes, key=lambda box: box.offsets[axis]):
+            low = max(first, box.offsets[axis])
+            high = min(first + count, box.offsets[axis] + box.sizes[axis])
+            if low >= high:
+                continue
+            if low != at or tuple(box.sizes[axis + 1 :]) != tuple(entry.shape[axis + 1 :]):
+                return None
+            place = self._place(key, entry, box, lead, low - box.offsets[axis], high - low)
+            found.append(
+                Extent(
+                    self._checkpoint.folder / box.file, box.offset + place.offset, place.num_bytes
+                )
+            )
+            at = high
+        return found if at == first + count else None
+
     def _boxes(self, key: str, axis: int) -> Mapping[tuple[int, ...], list[Box]]:
         """Boxes of a tensor by each leading position that they contain."""
         if (key, axis) not in self._by_lead:
@@ -126,26 +159,37 @@ class BoxReader:
     def _box_rows(
         self, key: str, entry: TensorEntry, box: Box, lead: tuple[int, ...], first: int, count: int
     ) -> Array:
+        place = self._place(key, entry, box, lead, first, count)
+        raw = self._pread(box, place.offset, place.num_bytes)
+        kind = BITS[DTYPES[entry.dtype].itemsize]
+        return np.frombuffer(raw, kind).reshape(count, *box.sizes[len(lead) + 1 :])
+
+    def _place(
+        self, key: str, entry: TensorEntry, box: Box, lead: tuple[int, ...], first: int, count: int
+    ) -> _Place:
         axis = len(lead)
         stored = self.stored(key, entry, box)
-        itemsize = DTYPES[entry.dtype].itemsize
-        row_elements = int(np.prod(box.sizes[axis + 1 :], dtype=np.int64))
-        place = tuple(at - o for at, o in zip(lead, box.offsets, strict=False))
-        slab = int(np.ravel_multi_index(place, box.sizes[:axis])) if axis else 0
-        start = (slab * box.sizes[axis] + first) * row_elements * itemsize
-        raw = self._pread(box, stored.offset + start, count * row_elements * itemsize)
-        return np.frombuffer(raw, BITS[itemsize]).reshape(count, *box.sizes[axis + 1 :])
+        row_bytes = math.prod(box.sizes[axis + 1 :]) * DTYPES[entry.dtype].itemsize
+        slab = 0
+        for at, offset, size in zip(lead, box.offsets, box.sizes, strict=False):
+            slab = slab * size + at - offset
+        start = (slab * box.sizes[axis] + first) * row_bytes
+        return _Place(stored.offset + start, count * row_bytes)
 
     def stored(self, key: str, entry: TensorEntry, box: Box) -> Stored:
         """Where a box's payload lies. Raises CheckpointError when it is not what the metadata says."""
         if (box.file, box.offset) not in self._stored:
             try:
-                fd, size = self._open(box.file)
+                fd, size = self._files.opened(self._checkpoint.folder / box.file)
                 if box.offset + box.length > size:
                     raise CheckpointError(
                         f"is cut off: {size} bytes, a chunk ends at {box.offset + box.length}"
                     )
                 stored = parse(ZipWindow(fd, box.offset, box.length))
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._checkpoint.folder / box.file}: {key!r}: cannot be read: {error.strerror}"
+                ) from error
             except CheckpointError as error:
                 raise CheckpointError(
                     f"{self._checkpoint.folder / box.file}: {key!r}: {error}"
@@ -170,21 +214,11 @@ class BoxReader:
             )
         return crc, stored.crc
 
-    def _open(self, name: str) -> _Opened:
-        if name not in self._files:
-            while len(self._files) >= _OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))).fd)
-            try:
-                fd = os.open(self._checkpoint.folder / name, os.O_RDONLY)
-            except OSError as error:
-                raise CheckpointError(f"cannot be read: {error.strerror}") from error
-            self._files[name] = _Opened(fd, os.fstat(fd).st_size)
-        return self._files[name]
-
-    def _pread(self, box: Box, offset: int, length: int) -> bytes:
-        data = os.pread(self._open(box.file).fd, length, box.offset + offset)
-        if len(data) != length:
-            raise CheckpointError(f"{self._checkpoint.folder / box.file}: ends inside a chunk")
+    def _pread(self, box: Box, offset: int, length: int) -> memoryview:
+        path = self._checkpoint.folder / box.file
+        data = memoryview(np.empty(length, np.uint8))
+        if not self._files.read(path, box.offset + offset, data):
+            raise CheckpointError(f"{path}: ends inside a chunk")
         return data
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,48 +19,36 @@ from moe_bench.checkpoint.arithmetic import (
     widen,
 )
 from moe_bench.checkpoint.dtypes import DTYPES
+from moe_bench.checkpoint.open_files import OpenFiles
+from moe_bench.checkpoint.part_file import PartFile
 from moe_bench.checkpoint.plan import Chunk, Plan, Read, Unit
 from moe_bench.checkpoint.safetensors import StoredTensor
 from moe_bench.checkpoint.source import scale_name
 from moe_bench.checkpoint.torchsave import frame
 from moe_bench.errors import CheckpointError
 
-_OPEN_FILES = 4
+_LOOK_AHEAD_BYTES = 32 << 20
 
 
 class SourceReader:
-    """Reads ranges of the source's files into one buffer of a fixed size."""
+    """Reads ranges of the source's tensors into one buffer of a fixed size."""
 
     def __init__(self, buffer_bytes: int) -> None:
         self.buffer = memoryview(bytearray(buffer_bytes))
-        self._fds: dict[Path, int] = {}
+        self._files = OpenFiles()
 
     def read(self, name: str, stored: StoredTensor, offset: int, length: int) -> memoryview:
         """`length` bytes (at most the buffer's) from `offset` within the tensor; valid until the next read."""
         view = self.buffer[:length]
-        done = 0
-        while done < length:
-            got = os.preadv(self._fd(stored.file), [view[done:]], stored.offset + offset + done)
-            if got == 0:
-                raise CheckpointError(
-                    f"{stored.file}: ends inside tensor {name!r}; it has shrunk since it was opened"
-                )
-            done += got
+        if not self._files.read(stored.file, stored.offset + offset, view):
+            raise CheckpointError(
+                f"{stored.file}: ends inside tensor {name!r}; it has shrunk since it was opened"
+            )
         return view
 
-    def _fd(self, path: Path) -> int:
-        if path not in self._fds:
-            while len(self._fds) >= _OPEN_FILES:
-                os.close(self._fds.pop(next(iter(self._fds))))
-            self._fds[path] = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(self._fds[path], 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return self._fds[path]
-
-    def prefetch(self, stored: StoredTensor) -> None:
-        """Ask the kernel to fetch a tensor that will be read next."""
-        os.posix_fadvise(
-            self._fd(stored.file), stored.offset, stored.num_bytes, os.POSIX_FADV_WILLNEED
-        )
+    def prefetch(self, stored: StoredTensor, offset: int, length: int) -> None:
+        """Ask the kernel to fetch bytes of a tensor that will be read next."""
+        self._files.prefetch(stored.file, stored.offset + offset, length)
 
 
 class UnitWriter:
@@ -72,44 +58,38 @@ class UnitWriter:
         self, plan: Plan, folder: Path, *, buffer_bytes: int, allow_non_finite: bool
     ) -> None:
         self._plan, self._folder = plan, folder
-        self._reader = SourceReader(buffer_bytes)
+        self._reader, self._scale_files = SourceReader(buffer_bytes), OpenFiles()
         self._allow_non_finite = allow_non_finite
 
     def write(self, unit: Unit) -> list[int]:
         """Write the unit's file under its final name, synced; return each chunk's CRC-32."""
-        part = self._folder / f"{unit.file}.part"
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        part = PartFile(self._folder / unit.file)
+        ahead = _Ahead(self._plan, self._reader, unit)
         try:
-            crcs = [
-                self._chunk(fd, chunk, base, part)
-                for chunk, base in zip(unit.chunks, unit.offsets, strict=False)
-            ]
-            if os.fstat(fd).st_size != unit.num_bytes:
-                raise CheckpointError(
-                    f"{part}: has {os.fstat(fd).st_size} bytes, planned {unit.num_bytes}"
-                )
-            os.fsync(fd)
+            crcs = []
+            for chunk, base in zip(unit.chunks, unit.offsets, strict=False):
+                ahead.keep(chunk)
+                crcs.append(self._chunk(part, chunk, base))
+            part.finish(unit.num_bytes)
         finally:
-            os.close(fd)
-        part.rename(self._folder / unit.file)
+            part.close()
         return crcs
 
-    def _chunk(self, fd: int, chunk: Chunk, base: int, path: Path) -> int:
+    def _chunk(self, part: PartFile, chunk: Chunk, base: int) -> int:
         dtype = self._plan.tensors[chunk.tensor].dtype
         head, _ = frame(dtype, chunk.sizes, 0, base)
         at, crc = base + len(head), 0
-        for read in chunk.reads:
-            self._reader.prefetch(self._plan.source.tensors[read.name])
+        part.write(head, base)
         for read in chunk.reads:
             for block in self._blocks(read, dtype):
                 if not self._allow_non_finite and has_non_finite(block, dtype):
                     self._refuse(read)
                 crc = zlib.crc32(block, crc)
-                write_all(fd, block, at, path)
+                part.write(block, at)
                 at += len(block)
         head, tail = frame(dtype, chunk.sizes, crc, base)
-        write_all(fd, head, base, path)
-        write_all(fd, tail, at, path)
+        part.write(tail, at)
+        part.write(head, base)
         return crc
 
     def _refuse(self, read: Read) -> NoReturn:
@@ -164,11 +144,9 @@ class UnitWriter:
 
     def _scales(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         stored = self._plan.source.tensors[name + "_scale_inv"]
-        fd = os.open(stored.file, os.O_RDONLY)
-        try:
-            raw = os.pread(fd, stored.num_bytes, stored.offset)
-        finally:
-            os.close(fd)
+        raw = memoryview(bytearray(stored.num_bytes))
+        if not self._scale_files.read(stored.file, stored.offset, raw):
+            raise CheckpointError(f"{stored.file}: ends inside the scale of {name!r}")
         return np.frombuffer(raw, np.float32).reshape(stored.shape)
 
     def _viewed(self, read: Read, stored: StoredTensor, dtype: str) -> Iterator[memoryview]:
@@ -218,16 +196,33 @@ class UnitWriter:
             yield memoryview(dequantize_mxfp4(codes, scales)).cast("B")
 
 
-def write_all(fd: int, data: memoryview | bytes, at: int, path: Path) -> None:
-    """Write all of `data` at offset `at`. Raises CheckpointError naming the file."""
-    view = memoryview(data)
-    try:
-        while len(view):
-            written = os.pwrite(fd, view, at)
-            view, at = view[written:], at + written
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(
-                f"{path}: the disk is full; free some space and run the same command again, it resumes"
-            ) from error
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+class _Ahead:
+    """Keeps the kernel fetching what a unit will read next, a bounded number of bytes ahead."""
+
+    def __init__(self, plan: Plan, reader: SourceReader, unit: Unit) -> None:
+        self._tensors, self._reader = plan.source.tensors, reader
+        self._coming = iter([read for chunk in unit.chunks for read in chunk.reads])
+        self._fetched = 0
+
+    def keep(self, chunk: Chunk) -> None:
+        """Called before a chunk is read."""
+        while self._fetched < _LOOK_AHEAD_BYTES:
+            read = next(self._coming, None)
+            if read is None:
+                break
+            self._fetched += self._fetch(read)
+        self._fetched -= sum(self._extent(read)[1] for read in chunk.reads)
+
+    def _fetch(self, read: Read) -> int:
+        offset, length = self._extent(read)
+        self._reader.prefetch(self._tensors[read.name], offset, length)
+        return length
+
+    def _extent(self, read: Read) -> tuple[int, int]:
+        """Bytes of the tensor that the read needs, or of its expert when they lie scattered there."""
+        stored = self._tensors[read.name]
+        if read.expert is not None:
+            length = stored.num_bytes // stored.shape[0]
+            return read.expert * length, length
+        row_bytes = stored.num_bytes // stored.shape[0]
+        return read.first * row_bytes, read.rows * row_bytes

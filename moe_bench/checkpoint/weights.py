@@ -21,11 +21,11 @@ from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.family import View
 from moe_bench.checkpoint.mapping import ModelMap
 from moe_bench.checkpoint.source import HfSource, scale_name
-from moe_bench.checkpoint.torch_dist import BoxReader, TorchDist
+from moe_bench.checkpoint.torch_dist import BoxReader, Extent, TorchDist
 from moe_bench.checkpoint.unit_writer import SourceReader
 from moe_bench.errors import CheckpointError
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 """Rows are read in blocks of about this size."""
 
 
@@ -187,6 +187,22 @@ class MegatronWeights:
                     rows = _plus_one(rows, spec.dtype)
                 out[low - first : high - first] = rows
         return out
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where the tensor's bytes lie, in order; None when they are not there as they are.
+
+        Raises CheckpointError when a chunk is missing or damaged.
+        """
+        homes = sorted(self._homes[name], key=lambda home: home.first)
+        if any(home.expert is not None or home.view is not None for home in homes):
+            return None
+        found: list[Extent] = []
+        for home in homes:
+            part = self._reader.extents(home.key, home.lead, home.row, home.rows)
+            if part is None:
+                return None
+            found += part
+        return found
 
     def _fused(self, spec: Spec, homes: list[_Home], first: int, count: int) -> Array:
         """Experts first .. first + count of a tensor that holds all experts."""
