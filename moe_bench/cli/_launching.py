@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import moe_bench
 from moe_bench.arguments.resolve import Identity, resolve_run
 from moe_bench.config.gather import DEFAULT_MODEL, Request
+from moe_bench.config.knobs import is_secret
 from moe_bench.config.machine import Machine, probe
 from moe_bench.config.run import ResolvedRun
 from moe_bench.config.sources import process_environment
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from moe_bench.data.demo import DemoRequest
     from moe_bench.launch.launcher import LaunchPlan
 
+_INHERITING = ("local", "slurm")
+"""Launchers whose jobs start with the caller's environment; nothing of a secret is in what they render."""
 PROJECT = Path(moe_bench.__file__).parents[1]
 """Where the presets and .conf files are, unless WORKSPACE names another folder."""
 
@@ -96,6 +99,13 @@ def dry_run(plan: LaunchPlan) -> None:
     """The script's bytes on standard output and nothing else there; its hash on standard error."""
     sys.stdout.write(plan.script)
     sys.stdout.flush()
+    if plan.launcher in _INHERITING:
+        masked = " ".join(
+            f"{name}=***" for name in sorted(process_environment()) if is_secret(name)
+        )
+        _say(
+            f"the job inherits this shell's environment, secrets too: {masked or 'there are none'}"
+        )
     _say(f"dry run: nothing was started or written; sha256 {plan.sha256}")
 
 

@@ -28,6 +28,7 @@ WHY_PENDING = {
     "BeginTime": "requeued; it starts when its begin time has come (up to two minutes)",
     "JobHeldUser": "held by its owner: scontrol release JOB",
     "JobHeldAdmin": "held by an administrator: ask them",
+    "PartitionConfig": "the partition's limits do not allow it: compare NNODES, RUN_TIME and ACCOUNT with `scontrol show partition`",
     "PartitionNodeLimit": "asks for more nodes than the partition allows: lower NNODES",
     "PartitionTimeLimit": "asks for more time than the partition allows: lower RUN_TIME",
     "PartitionDown": "the partition takes no jobs now: choose another PARTITION, or wait",
@@ -104,7 +105,10 @@ def cancel(job_id: str) -> None:
 def _squeue(job_ids: list[str]) -> dict[str, QueueEntry]:
     # One unknown id alone makes squeue fail; beside a known one it is left out. Both mean: Slurm forgot it.
     done = _call(
-        ["squeue", "--states=all", "--noheader", "--format", _FIELDS, "--jobs", ",".join(job_ids)]
+        [  # --array: a line for each task
+            *("squeue", "--array", "--states=all", "--noheader"),
+            *("--format", _FIELDS, "--jobs", ",".join(job_ids)),
+        ]
     )
     if done.returncode != 0:
         if "Invalid job id" in done.stderr:

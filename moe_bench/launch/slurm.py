@@ -437,6 +437,11 @@ _ADVICE = (
         "the account is not one of yours: see `sacctmgr show assoc user=$USER`; set ACCOUNT",
     ),
     ("invalid partition", "see `sinfo -s` for the partitions; set PARTITION"),
+    ("Invalid node name", "see `sinfo -N` for the nodes; set NODELIST or EXCLUDE"),
+    ("Invalid feature", "see `sinfo -o '%N %f'` for the nodes' features; set CONSTRAINT"),
+    ("reservation is invalid", "see `scontrol show reservation`; set or unset RESERVATION"),
+    ("Invalid qos", "see `sacctmgr show assoc user=$USER format=qos`; set QOS"),
+    ("time limit", "the partition or QOS allows less time: see `sinfo -o '%P %l'`; lower RUN_TIME"),
     (
         "node configuration is not available",
         "no node of the partition has what was asked; compare NNODES and GPUS_PER_NODE with `sinfo`",

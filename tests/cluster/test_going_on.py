@@ -1,0 +1,152 @@
+"""Jobs that are stopped from outside and go on: their losses are those of one that never was."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Cluster
+from tests.cluster.jobs import (
+    events,
+    last_step,
+    losses,
+    status,
+    steps,
+    submit,
+    wait_for_step,
+)
+
+ENDLESS = ("--train-iters", "20000", "--save-interval", "20")
+GOES_ON = 5
+"""Steps after the resumption that are compared."""
+
+
+def submit_saving(cluster: Cluster, base: Path, name: str, **knobs: str) -> tuple[str, Path]:
+    """A run that would train for hours and saves every 20 steps."""
+    save = () if "DEPENDENCY" in knobs else ("--save", str(base / name / "checkpoints"))
+    return submit(cluster, base, name, *ENDLESS, *save, **knobs)
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], list[float]]:
+    """The losses of the first steps of the same training, never stopped; run again only where more steps are asked for."""
+    known: list[float] = []
+
+    def first(count: int) -> list[float]:
+        if len(known) < count:
+            base = tmp_path_factory.mktemp("unbroken")
+            job, run_dir = submit(
+                cluster, base, "unbroken", *ENDLESS, "--exit-interval", str(max(count, 150))
+            )
+            cluster.wait_for(job, "COMPLETED", timeout_s=240)
+            known[:] = losses(run_dir)
+        return known[:count]
+
+    return first
+
+
+def loaded_steps(run_dir: Path) -> list[int]:
+    """The step of each checkpoint that the run went on from."""
+    return [int(str(event.fields["step"])) for event in events(run_dir, "checkpoint_loaded")]
+
+
+@pytest.mark.timeout(500)
+def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
+    cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
+) -> None:
+    """A real RUN_TIME, Slurm's shortest, and Slurm's own warning before it."""
+    job, run_dir = submit_saving(
+        cluster, tmp_path, "limited", RUN_TIME="00:01:00", SIGNAL_BEFORE_S="20"
+    )
+    deadline = time.monotonic() + 400
+    while not loaded_steps(run_dir):
+        assert time.monotonic() < deadline, cluster.show(job)
+        time.sleep(0.5)
+    (resumed_at,) = loaded_steps(run_dir)
+    wait_for_step(run_dir, resumed_at + GOES_ON)
+    shown = cluster.show(job)
+    cluster.run("scancel", job)
+    assert "TimeLimit=00:01:00" in shown
+    assert re.search(r"Restarts=[1-9]", shown), shown
+    log = (run_dir / "logs" / f"slurm-{job}.log").read_text()
+    assert "the time limit or a preemption is near: asking for a checkpoint" in log
+    assert "stopped with steps left: requeueing job" in log
+    assert "DUE TO TIME LIMIT" not in log
+    made = losses(run_dir)[: resumed_at + GOES_ON]
+    assert resumed_at % 20 != 0  # not one of the regular ones: saved because of the warning
+    assert made == unbroken(resumed_at + GOES_ON)
+
+
+@pytest.mark.timeout(500)
+def test_a_dead_node_is_named_and_the_job_goes_on_from_its_checkpoint(
+    cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
+) -> None:
+    """slurmd and the ranks under it are gone at once, as with a node that loses its power."""
+    job, run_dir = submit_saving(cluster, tmp_path, "bereft")
+    wait_for_step(run_dir, 25)
+    cluster.node("kill-node", "n2")
+    try:
+        deadline = time.monotonic() + 150
+        while cluster.state(job) != "PENDING":
+            assert time.monotonic() < deadline, cluster.show(job)
+            time.sleep(0.5)
+        said = status(cluster, run_dir)
+    finally:
+        cluster.node("start-node", "n2")
+    assert said.startswith("bereft  pending"), said
+    assert "node failure: n2 does not answer" in said
+    deadline = time.monotonic() + 200
+    while not loaded_steps(run_dir):
+        assert time.monotonic() < deadline, cluster.show(job)
+        time.sleep(0.5)
+    (resumed_at,) = loaded_steps(run_dir)
+    assert resumed_at >= 20
+    assert resumed_at % 20 == 0
+    wait_for_step(run_dir, last_step(run_dir) + 1)
+    while last_step(run_dir) < resumed_at + GOES_ON:
+        time.sleep(0.2)
+    said = status(cluster, run_dir)
+    assert said.startswith("bereft  running"), said
+    made = losses(run_dir)[: resumed_at + GOES_ON]
+    assert made == unbroken(resumed_at + GOES_ON)
+    cancelled_for_good(cluster, job, run_dir)
+
+
+def cancelled_for_good(cluster: Cluster, job: str, run_dir: Path) -> None:
+    """`cancel` ends the job: the ranks save, but the script must not put it back into the queue."""
+    cluster.moe_bench("cancel", str(run_dir))
+    deadline = time.monotonic() + 30
+    while "JobState=CANCELLED" not in cluster.show(job) or "EndTime=Unknown" in cluster.show(job):
+        assert time.monotonic() < deadline, cluster.show(job)
+        time.sleep(0.2)
+    time.sleep(3)  # past KillWait: nothing of the script is left that could requeue it
+    assert cluster.state(job) == "CANCELLED"
+    assert status(cluster, run_dir).startswith(f"{run_dir.name}  cancelled")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_submissions_of_one_name_go_on_from_one_another(
+    cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
+) -> None:
+    chain = {"DEPENDENCY": "singleton", "RUN_NAME": "chained", "MAX_REQUEUES": "0"}
+    first_job, first = submit_saving(cluster, tmp_path, "first", **chain)
+    second_job, second = submit_saving(cluster, tmp_path, "second", **chain)
+    wait_for_step(first, 3)
+    assert "waits for another job to end" in status(cluster, second)
+    cluster.run("scancel", "--batch", "--signal=USR1", first_job)
+    cluster.wait_for(first_job, "COMPLETED")
+    assert status(cluster, first).startswith("first  stopped")
+    stopped_at = last_step(first)
+    wait_for_step(second, stopped_at + GOES_ON)
+    cluster.run("scancel", second_job)
+    assert loaded_steps(second) == [stopped_at]
+    assert steps(second)[0] == stopped_at + 1
+    together = [*losses(first), *losses(second)][: stopped_at + GOES_ON]
+    assert together == unbroken(stopped_at + GOES_ON)
