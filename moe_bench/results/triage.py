@@ -123,7 +123,9 @@ KINDS = (
 )
 """The first kind whose pattern is found wins: causes stand before what they lead to."""
 
-_ERROR_LINE = re.compile(r"error|exception|assert|killed|fatal|cancelled|time limit", re.IGNORECASE)
+_ERROR_LINE = re.compile(
+    r"error|exception|assert|killed|fatal|cancelled|time limit|unrecognized option", re.IGNORECASE
+)
 
 
 def diagnose(lines: Iterable[str]) -> Diagnosis | None:
