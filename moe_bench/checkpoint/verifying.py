@@ -97,9 +97,13 @@ def verify(a: Path, b: Path, on_progress: Callable[[str], None] = lambda _name: 
     )
 
 
+def is_megatron(path: Path) -> bool:
+    """Whether a folder is meant as a torch_dist checkpoint rather than a Hugging Face model."""
+    return any((path / n).is_file() for n in (TRACKER, "metadata.json", ".metadata"))
+
+
 def _open(path: Path) -> TorchDist | HfSource:
-    is_megatron = any((path / n).is_file() for n in (TRACKER, "metadata.json", ".metadata"))
-    return open_torch_dist(path) if is_megatron else open_hf(path)
+    return open_torch_dist(path) if is_megatron(path) else open_hf(path)
 
 
 def _comparable(a: TorchDist | HfSource, b: TorchDist | HfSource) -> tuple[Weights, Weights]:

@@ -6,6 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from moe_bench.units import GB, format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from moe_bench.checkpoint.plan import Plan
+    from moe_bench.checkpoint.trial import Layout
 
 _PATH = click.Path(path_type=Path)
 _ESTIMATED_BYTES_PER_S = 1 * GB
@@ -198,10 +200,26 @@ def inspect_(path: Path, tensors: bool) -> None:
 @command.command("verify")
 @click.argument("a", type=_PATH)
 @click.argument("b", type=_PATH)
-def verify_(a: Path, b: Path) -> None:
+@click.option("--logits", is_flag=True,
+              help="Also run both on a CPU, Megatron beside transformers, and compare logits; for models that fit.")  # fmt: skip
+@click.option(
+    "--layout",
+    "layouts",
+    multiple=True,
+    help="With --logits: 1, EP2, PP2VPP2, TP2EP2 ...; may be repeated. Default: 1, EP2, PP2.",
+)
+@click.option(
+    "--bound",
+    type=click.FloatRange(0, min_open=True),
+    help="With --logits: largest difference allowed, over the largest logit. Default: 2e-5.",
+)
+def verify_(a: Path, b: Path, logits: bool, layouts: tuple[str, ...], bound: float | None) -> None:
     """Compare every weight of A and B, each a Hugging Face model or a torch_dist checkpoint. Exit 1 if they differ."""
     from moe_bench.checkpoint.verifying import verify
 
+    if (layouts or bound) and not logits:
+        raise CheckpointError("--layout and --bound belong to --logits")
+    trial = _Trial.of(a, b, layouts or ("1", "EP2", "PP2"), bound) if logits else None
     verdict = verify(a, b)
     for difference in verdict.differences[:20]:
         print(f"DIFFERENT {difference.name}: {difference.reason}")
@@ -211,5 +229,53 @@ def verify_(a: Path, b: Path) -> None:
         f"{verdict.tensors} tensors, {format_bytes(verdict.num_bytes)} compared, {verdict.chunks_checked} chunk checksums: "
         f"{'the same' if not verdict.differences else f'{len(verdict.differences)} differences'}"
     )
-    if verdict.differences:
+    agree = trial.run() if trial is not None else True
+    if verdict.differences or not agree:
         sys.exit(1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trial:
+    """A comparison of logits that was found possible."""
+
+    hf: Path
+    megatron: Path
+    layouts: tuple[Layout, ...]
+    bound: float
+
+    @classmethod
+    def of(cls, a: Path, b: Path, layouts: tuple[str, ...], bound: float | None) -> _Trial:
+        """Raises CheckpointError when there is no such pair, or not enough memory."""
+        from moe_bench.checkpoint.torch_dist import open_torch_dist
+        from moe_bench.checkpoint.trial import check_fits, parse_layout, weight_of
+        from moe_bench.checkpoint.verifying import is_megatron
+        from moe_bench.runtime.logits import DEFAULT_BOUND, available_bytes
+
+        if is_megatron(a) == is_megatron(b):
+            raise CheckpointError(
+                "--logits compares a Hugging Face model with a torch_dist checkpoint"
+            )
+        megatron, hf = (a, b) if is_megatron(a) else (b, a)
+        parsed = tuple(parse_layout(text) for text in layouts)
+        check_fits(weight_of(open_torch_dist(megatron)), parsed, available_bytes())
+        return cls(hf=hf, megatron=megatron, layouts=parsed, bound=bound or DEFAULT_BOUND)
+
+    def run(self) -> bool:
+        """Print a line for each layout; whether all agree."""
+        from moe_bench.runtime.logits import compare_logits
+
+        agree = True
+        for found in compare_logits(self.hf, self.megatron, self.layouts):
+            good = found.within(self.bound)
+            agree = agree and good
+            name = f"logits {found.layout.name:<10} {found.layout.world_size} ranks  "
+            if found.refusal:
+                print(f"{name}Megatron gave none: {found.refusal}", flush=True)
+                continue
+            print(
+                f"{name}largest difference {found.largest_difference:.1e} of logits up to {found.largest_logit:.1f}; "
+                f"{found.same_greedy} of {found.positions} greedy tokens the same: "
+                f"{'agree' if good else 'DIFFERENT'}",
+                flush=True,
+            )
+        return agree

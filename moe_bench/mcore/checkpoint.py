@@ -74,6 +74,12 @@ def logits(stages: list[Any], tokens: torch.Tensor) -> torch.Tensor | None:
     return torch.cat(gathered)[..., : get_args().vocab_size]
 
 
+def is_first_of_its_stage() -> bool:
+    """Whether this rank speaks for all that hold the same pipeline stage."""
+    first_replica = torch.distributed.get_rank(mpu.get_data_parallel_group()) == 0
+    return first_replica and mpu.get_tensor_model_parallel_rank() == 0
+
+
 def _iterators(tokens: torch.Tensor, num_stages: int) -> Any:
     feeds: list[Iterator[torch.Tensor]] = [iter(tokens.split(1)) for _ in range(num_stages)]
     return feeds if num_stages > 1 else feeds[0]

@@ -68,6 +68,18 @@ def export_for_cpu() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # asserted by Megatron with TP and SP
 
 
+def export_forked(rank: int, world_size: int, port: str) -> None:
+    """The place of a process that was forked as one of `world_size` ranks of this machine."""
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+    }
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
 def threads_per_rank(local_world_size: int) -> int:
     """OMP_NUM_THREADS, else the cores this process may use over the ranks of this machine, at least 1."""
     asked = os.environ.get("OMP_NUM_THREADS")

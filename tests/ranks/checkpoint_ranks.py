@@ -1,99 +1,46 @@
 """Runs checkpoints under Megatron on CPU ranks: imports once, then forks the ranks of each case.
 
 usage: checkpoint_ranks.py CASES.json   [{"world_size", "argv", "tokens": file, "out": file, ...}]
-A case with "train" trains and saves as its argv says instead.
+"how": "train" trains and saves through the product's entry, as its argv says; "own norm" leaves Megatron's query norm.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import socket
 import sys
-import traceback
 from pathlib import Path
 
-from moe_bench.mcore.cpu import embedding
-
-embedding.install(local_world_size=1)
-
-import torch  # noqa: E402
-
-from moe_bench.mcore.cpu.spec import reference_layers  # noqa: E402
-from moe_bench.mcore.patches import COMPILED_HELPERS, NO_PHANTOM_QUERY_NORM  # noqa: E402
+from moe_bench.runtime.logits import fork_ranks, prepare, run_model
 
 
 def main(cases_file: Path) -> None:
-    torch.set_num_threads(1)
-    import moe_bench.mcore.checkpoint  # noqa: F401 - imported before the ranks fork
-
+    prepare()
     for case in json.loads(cases_file.read_text()):
-        run_case(case)
+        body = {"train": train, "own norm": own_norm}.get(case.get("how", ""), run)
+        codes = fork_ranks(case["world_size"], lambda c=case, b=body: b(c))
+        Path(case["out"] + ".codes").write_text(json.dumps(codes))
 
 
-def run_case(case: dict) -> None:
-    """Fork the ranks of one layout; each writes its complaint, the last stage the logits, into the out file."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(case["world_size"]):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                run_rank(case, rank, port)
-                code = 0
-            except (Exception, SystemExit):  # noqa: BLE001 - a forked rank must not return into the parent's loop
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(pid)
-    codes = dict.fromkeys(children, 0)
-    waiting = set(children)
-    while waiting:
-        pid, status = os.wait()
-        codes[pid] = os.waitstatus_to_exitcode(status)
-        waiting.discard(pid)
-        if codes[pid]:  # the others would wait for it for ever
-            for other in waiting:
-                os.kill(other, signal.SIGKILL)
-    Path(case["out"] + ".codes").write_text(json.dumps(list(codes.values())))
+def run(case: dict) -> None:
+    run_model(case["argv"], Path(case["tokens"]), Path(case["out"]), case.get("spec", "te"))
 
 
-def run_rank(case: dict, rank: int, port: int) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(case["world_size"]),
-        LOCAL_WORLD_SIZE=str(case["world_size"]),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        CUDA_DEVICE_MAX_CONNECTIONS="1",
-    )
-    sys.argv = ["checkpoint_ranks.py", *case["argv"]]
-    embedding.install(local_world_size=case["world_size"])
-    from moe_bench.mcore import checkpoint, entry
+def own_norm(case: dict) -> None:
+    from moe_bench.mcore.checkpoint import load_model
+    from moe_bench.mcore.cpu.spec import reference_layers
 
-    with contextlib.ExitStack() as stack:
-        if case.get("spec", "te") != "megatron":
-            stack.enter_context(reference_layers(arrangement=case.get("spec", "te")))
-        if case.get("without_phantom_norm"):
-            stack.enter_context(NO_PHANTOM_QUERY_NORM.applied())
-        if case.get("train"):
-            with COMPILED_HELPERS.applied():
-                entry.train(entry.parse())
-            return
-        stages = checkpoint.load_model()
-        found = checkpoint.logits(stages, torch.load(case["tokens"], weights_only=True))
-        first = torch.distributed.get_rank(checkpoint.mpu.get_data_parallel_group()) == 0
-        if found is not None and checkpoint.mpu.get_tensor_model_parallel_rank() == 0 and first:
-            torch.save(found, case["out"])
-        torch.distributed.barrier()
+    sys.argv = ["pretrain_gpt.py", *case["argv"]]
+    with reference_layers():
+        load_model()
+    Path(case["out"]).touch()
+
+
+def train(case: dict) -> None:
+    from moe_bench.mcore.cpu.embedding import installed
+    from moe_bench.runtime import pretrain
+    from moe_bench.runtime.rank import rank_context
+
+    pretrain.train(rank_context(), case["argv"], installed())
 
 
 if __name__ == "__main__":

@@ -182,6 +182,8 @@ def _centre(config: PreTrainedConfig, name: str) -> float:
 def _spread(name: str) -> float:
     if name.endswith(("A_log", "dt_bias")):
         return 0.7
+    if "conv1d" in name:
+        return 0.5  # else the delta net would normalise values of 1e-5, which are mostly rounding
     return 0.2 if "norm" in name else 0.08
 
 

@@ -23,6 +23,7 @@ from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.flags import megatron_flags
 from moe_bench.checkpoint.importing import ImportOptions, run_import
 from moe_bench.checkpoint.plan import plan_import
+from moe_bench.runtime.logits import CPU_FLAGS
 
 HERE = Path(__file__).parent
 BOUND = 5e-6
@@ -90,15 +91,6 @@ QUICK = [
 ]
 """Every family, every layout and both dialects, thinly."""
 
-SPELLED = """
-    --transformer-impl local --distributed-backend gloo --use-cpu-initialization --no-persist-layer-norm
-    --no-gradient-accumulation-fusion --no-masked-softmax-fusion --no-rope-fusion --no-bias-swiglu-fusion
-    --no-bias-dropout-fusion --attention-backend unfused --micro-batch-size 1 --global-batch-size 8 --train-iters 1
-    --seq-length 16 --lr 1e-3 --mock-data --tokenizer-type NullTokenizer --finetune --no-load-optim --no-load-rng
-    --ckpt-format torch_dist --exit-on-missing-checkpoint --moe-token-dispatcher-type alltoall --eval-iters 0
-    --make-vocab-size-divisible-by 128
-""".split()
-
 
 @dataclass
 class Case:
@@ -109,7 +101,8 @@ class Case:
     spec: str = "te"
     """`te`: the reference layers; `local`: Megatron's local spec of such layers; `megatron`: Megatron's own."""
     strictness: str = "assume_ok_unexpected"
-    without_phantom_norm: bool = True
+    how: str = ""
+    """`own norm`: with the query norm that Megatron builds where queries are not compressed."""
     more: list[str] = field(default_factory=list)
 
     @property
@@ -131,7 +124,7 @@ TRAPS = {
         "mixtral", layer_keys="per-layer", more=["--moe-layer-freq", "[1]*6"]
     ),
     "stacked keys, list": Case("mixtral", layer_keys="stacked", more=["--moe-layer-freq", "[1]*6"]),
-    "phantom norm": Case("dsv2lite", without_phantom_norm=False),
+    "phantom norm": Case("dsv2lite", how="own norm"),
 }
 
 
@@ -151,15 +144,16 @@ def spelled(case: Case, models: Path, folder: Path) -> dict[str, Any]:
     plan = plan_import(models / case.family, dialect=case.dialect, layer_keys=case.layer_keys)
     run_import(plan, checkpoint, ImportOptions())
     world_size, layout = LAYOUTS[case.layout]
-    argv = [*megatron_flags(family_of(config), config), *SPELLED, *layout.split(), *case.more]
-    argv += ["--vocab-size", str(config["vocab_size"]), "--load", str(checkpoint)]
+    argv = [*megatron_flags(family_of(config), config), *CPU_FLAGS, *layout.split(), *case.more]
+    argv += ["--vocab-size", str(config["vocab_size"]), "--seq-length", "16"]
+    argv += ["--load", str(checkpoint)]
     return {
         "world_size": world_size,
         "argv": [*argv, "--dist-ckpt-strictness", case.strictness],
         "tokens": str(models / f"{case.family}.tokens.pt"),
         "out": str(folder / f"{case.name}.pt"),
         "spec": case.spec,
-        "without_phantom_norm": case.without_phantom_norm and not config.get("q_lora_rank"),
+        "how": case.how,
     }
 
 

@@ -34,7 +34,7 @@ def test_trained_weights_reach_transformers_with_the_same_logits(
     for family, case in CUT.items():
         saved = tmp_path / f"{family}-trained"
         train = spelled(case, models, tmp_path)
-        train["train"] = True
+        train["how"] = "train"
         train["argv"] += [*STEPS, "--save", str(saved)]
         train["out"] = str(tmp_path / f"{family}-train")
         read = spelled(Case(family), models, tmp_path)
