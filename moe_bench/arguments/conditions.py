@@ -27,13 +27,15 @@ class Condition(
     omit_defaults=True,
     rename={"is_": "is", "in_": "in"},
 ):
-    """One condition: a subject (flag, env, a version, or any/none of others) and exactly one test."""
+    """One condition: a subject (flag, env, says, a version, or any/none of others), and one test of a flag or env."""
 
     flag: str | None = None
     env: str | None = None
     te: str | None = None
     torch: str | None = None
     compute: str | None = None
+    says: tuple[str, ...] = ()
+    """Flags of which the run says one; `--rl-*` is every flag that begins so."""
     any: tuple[Condition, ...] = ()
     none: tuple[Condition, ...] = ()
     is_: bool | Literal["on", "off", "set", "unset"] | None = None
@@ -98,6 +100,8 @@ def decide(condition: Condition, facts: Facts) -> bool | None:
     if condition.none:
         found = _any(decide(one, facts) for one in condition.none)
         return None if found is None else not found
+    if condition.says:
+        return bool(said_like((condition,), facts))
     for name in VERSIONED:
         asked = getattr(condition, name)
         if asked is not None:
@@ -143,6 +147,19 @@ def flags_in(conditions: tuple[Condition, ...]) -> list[str]:
     return list(found)
 
 
+def said_like(conditions: tuple[Condition, ...], facts: Facts) -> list[str]:
+    """Flags of the run that a `says` of the conditions names, in the run's order."""
+    patterns = [pattern for one in conditions for pattern in one.says]
+    return [
+        flag
+        for flag in facts.run.args
+        if any(
+            flag.startswith(pattern[:-1]) if pattern.endswith("*") else flag == pattern
+            for pattern in patterns
+        )
+    ]
+
+
 def variables_in(conditions: tuple[Condition, ...]) -> list[str]:
     """Environment variables that the conditions name."""
     direct = [one.env for one in conditions if one.env is not None]
@@ -154,11 +171,11 @@ def refuse_malformed(condition: Condition, place: str) -> None:
     subjects = [
         name for name in ("flag", "env", *VERSIONED) if getattr(condition, name) is not None
     ]
-    subjects += [name for name in ("any", "none") if getattr(condition, name)]
+    subjects += [name for name in ("says", "any", "none") if getattr(condition, name)]
     tests = [name.rstrip("_") for name in TESTS if getattr(condition, name) is not None]
     if len(subjects) != 1:
         raise ConfigError(
-            f"{place}: a condition is about one of flag, env, te, torch, compute, any, none; found {subjects}"
+            f"{place}: a condition is about one of flag, env, says, te, torch, compute, any, none; found {subjects}"
         )
     wanted = 1 if subjects[0] in ("flag", "env") else 0
     if len(tests) != wanted:

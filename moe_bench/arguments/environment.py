@@ -10,6 +10,28 @@ from moe_bench.config.run import Origin, Setting
 
 DEMO_PORT = "6000"
 
+CARRIED = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "DEEPEP_",
+    "HYBRID_EP_",
+    "NCCL_",
+    "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN",
+    "NVLINK_DOMAIN_SIZE",
+    "NVSHMEM_",
+    "NVTE_",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TORCH_NCCL_",
+    "UCX_",
+    "USE_MNNVL",
+)
+"""How the caller's variables begin that decide what the ranks do: recorded, checked and exported like a preset's own."""
+
+
+def carried(given: Mapping[str, str]) -> Iterator[str]:
+    """The caller's variables that are passed on; what an image says of itself (NCCL_VERSION) is not."""
+    return (name for name in given if name.startswith(CARRIED) and not name.endswith("_VERSION"))
+
 
 def threads_per_rank(machine: Machine, ranks: int) -> int:
     """Cores shared evenly, at least one: more threads than cores slow every rank down."""

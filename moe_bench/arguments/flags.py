@@ -13,6 +13,17 @@ from moe_bench.config.run import ResolvedRun, Setting, Substitution
 ARGUMENTS = Path("megatron/training/arguments.py")
 
 
+def _readable(path: str, mounts: str) -> Path | None:
+    """The checkout as this machine sees it: at its own path, or at the host's side of one of the container's mounts."""
+    candidates = [Path(path)]
+    for mount in mounts.split(","):
+        host, colon, inside = mount.partition(":")
+        inside = inside.split(":")[0]
+        if colon and inside and Path(path).is_relative_to(inside):
+            candidates.append(Path(host) / Path(path).relative_to(inside))
+    return next((one for one in candidates if (one / ARGUMENTS).is_file()), None)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flags:
     """The flags of one release, or of the checkout that MEGATRON_PATH names."""
@@ -24,12 +35,13 @@ class Flags:
     def of_release(cls, knobs: Mapping[str, Setting], cache_dir: Path | None = None) -> Flags:
         """Of MEGATRON_PATH's own source where it can be read here, else of MCORE_RELEASE_VERSION."""
         release = knobs["MCORE_RELEASE_VERSION"].value
-        path = knobs.get("MEGATRON_PATH")
-        if path is not None and path.value and (Path(path.value) / ARGUMENTS).is_file():
-            known = schema.schema_for(Path(path.value), cache_dir=cache_dir)
-        else:
-            known = schema.load(release)
-        return cls(release=release, known=known)
+        path, mounts = knobs.get("MEGATRON_PATH"), knobs.get("CONTAINER_MOUNTS")
+        if path is None or not path.value:
+            return cls(release=release, known=schema.load(release))
+        here = _readable(path.value, mounts.value if mounts is not None else "")
+        if here is not None:
+            return cls(release=release, known=schema.schema_for(here, cache_dir=cache_dir))
+        return cls(release=release, known=replace(schema.load(release), stands_in=True))
 
     def knows(self, flag: str) -> bool:
         """True when the release has the flag."""

@@ -20,6 +20,7 @@ from moe_bench.arguments.conditions import (
     matches,
     refuse_malformed,
     refuse_no_range,
+    said_like,
     variables_in,
 )
 from moe_bench.arguments.findings import Finding
@@ -43,6 +44,8 @@ COMPUTE_OF = {
     "gb300": "10.3",
 }
 """GPU -> compute capability (https://developer.nvidia.com/cuda-gpus)."""
+_ENTRY = ("MEGATRON_PATH",)
+"""Variables whose absence is no mistake to point at."""
 _PACKAGES = {"te": "transformer-engine", "torch": "torch"}
 _UNKNOWN = {
     "te": "the version of Transformer Engine is unknown here; set TE_VERSION to the container's",
@@ -179,7 +182,7 @@ def _asks(conditions: tuple[Condition, ...], name: str) -> bool:
 def _subject(rule: Rule, facts: Facts) -> tuple[str, str]:
     parts: list[str] = []
     places: dict[str, None] = {}
-    for flag in flags_in(rule.when):
+    for flag in (*flags_in(rule.when), *said_like(rule.when, facts)):
         setting = facts.said.get(flag)
         if setting is not None:
             parts.append(
@@ -190,6 +193,8 @@ def _subject(rule: Rule, facts: Facts) -> tuple[str, str]:
             places[setting.origin.place] = None
     for name in variables_in(rule.when):
         variable = facts.run.env.get(name)
+        if variable is None and name in _ENTRY:
+            continue
         parts.append(f"{name}={variable.value}" if variable is not None else f"{name} unset")
         if variable is not None:
             places[variable.origin.place] = None

@@ -42,6 +42,7 @@ def resolve_gathered(
 ) -> ResolvedRun:
     """The same from sources already read."""
     knobs = rules.dispatcher_knobs(gathered.knobs)
+    _check_script(knobs)
     is_dry = knobs["DRY_RUN"].value == "1"
     flags = Flags.of_release(knobs, None if is_dry else request.project / ".cache" / "flags")
     run_dir = (identity.folder or output_folder(knobs, request.project)) / identity.run_id
@@ -112,8 +113,28 @@ def _lint(run: ResolvedRun, flags: Flags, request: Request) -> list[Finding]:
     return lint(run, flags.known, versions, rules_in_force)
 
 
+def _check_script(knobs: Mapping[str, Setting]) -> None:
+    """TRAINING_SCRIPT_PATH is the guide's name for what follows from MEGATRON_PATH; another script would not be run."""
+    script, megatron = knobs.get("TRAINING_SCRIPT_PATH"), knobs.get("MEGATRON_PATH")
+    if script is None:
+        return
+    own = Path(megatron.value if megatron is not None else "/") / "pretrain_gpt.py"
+    if Path(script.value) != own:
+        raise ConfigError(
+            f"{says('TRAINING_SCRIPT_PATH', script)} is not run: it is always the pretrain_gpt.py of MEGATRON_PATH, or "
+            "without one the installed megatron-core's training; set MEGATRON_PATH to the checkout that holds your script "
+            "as pretrain_gpt.py, and leave TRAINING_SCRIPT_PATH out"
+        )
+
+
 def _release_notes(knobs: Mapping[str, Setting], flags: Flags) -> Iterator[str]:
     said = knobs["MCORE_RELEASE_VERSION"]
+    if flags.known.stands_in:
+        yield (
+            f"{says('MEGATRON_PATH', knobs['MEGATRON_PATH'])} cannot be read here: flags are checked against "
+            f"{says('MCORE_RELEASE_VERSION', said)}, and those it lacks are passed on"
+        )
+        return
     if (
         said.origin.layer == "default"
         or flags.known.release.split(".")[:2] == said.value.split(".")[:2]
@@ -277,6 +298,9 @@ def _env(
     ]
     said += environment.of_run(identity.run_id, facts.run_dir, gathered.model, facts.knobs)
     names = dict.fromkeys(one.name for one in said)
+    names |= dict.fromkeys(
+        name for name in environment.carried(request.environment) if not is_secret(name)
+    )
     ours = {"WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE"}
     said += _from_environment([name for name in names if name not in ours], request.environment)
     return fold(said)

@@ -117,6 +117,8 @@ def dispatcher(facts: Facts) -> Iterator[Candidate]:
         name = backend.value if backend.value in _FLEX_BACKENDS else "deepep"
         yield from _flags(backend, "DISPATCHER", [("--moe-flex-dispatcher-backend", name)])
         if name == "hybridep":
+            if "--moe-enable-deepep" in facts.args:  # the older spelling of the other backend
+                yield from _flags(backend, "DISPATCHER", [("--moe-enable-deepep", "false")])
             yield from _flags(backend, "DISPATCHER", [("--moe-hybridep-num-sms", "32")])
     elif backend.value == "hybridep":
         raise ConfigError(

@@ -27,6 +27,14 @@ GROUPS = (
 DO = "--use-distributed-optimizer"
 
 CASES: dict[str, tuple[str, str]] = {
+    "needs-megatron-lms-own-entry": ("--sft", "MEGATRON_PATH=/mlm"),
+    "hybrid-models-have-their-own-script": (
+        "--mamba-state-dim 64; MEGATRON_PATH=/mlm",
+        "!--mamba-state-dim",
+    ),
+    "reinforcement-learning-has-its-own-script": ("--rl-profile", "!--rl-profile"),
+    "other-models-have-their-own-script": ("--vision-pretraining", "!--vision-pretraining"),
+    "inference-has-its-own-script": ("--inference-max-requests 4", "!--inference-max-requests"),
     "permute-fusion-needs-te-2.1": ("--moe-permute-fusion; --num-experts 8; te=2.0.1", "te=2.1.0"),
     "moe-fp8-needs-te-1.7": (f"{FP8}; te=1.6", "te=1.7"),
     "grouped-gemm-fp8-needs-te-1.11": (f"{FP8}; --moe-grouped-gemm; te=1.10", "te=1.11"),

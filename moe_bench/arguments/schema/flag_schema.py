@@ -9,6 +9,7 @@ from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.schema.renames import renames
 from moe_bench.arguments.schema.spec import FlagSpec, refusal
 from moe_bench.arguments.schema.store import release_lines, releases_with
+from moe_bench.config.misspelt import within
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import Setting
 
@@ -35,6 +36,9 @@ class FlagSchema:
     """Every spelling -> its spec."""
     unread: tuple[str, ...] = ()
     """Declarations of a checkout that only running Megatron would tell. While there are any, an unknown flag is a warning."""
+    stands_in: bool = False
+    """True for a release's flags in place of a checkout's that cannot be read: what they lack is a warning, unless it is
+    nearly one of them."""
 
     def knows(self, flag: str) -> bool:
         """Whether the release's parser has this very spelling. Megatron takes no abbreviations."""
@@ -67,17 +71,31 @@ class FlagSchema:
                 continue
             reason = refusal(spec, _words(setting))
             if reason is not None:
-                found.append(_bad_value(spec, flag, setting, reason))
+                found.append(self._bad_value(spec, flag, setting, reason))
             if flag in OLD:
                 found.extend(self._deprecated(flag, setting))
         found.extend(self._twice(args))
         return found
 
+    def _bad_value(self, spec: FlagSpec, flag: str, setting: Setting, reason: str) -> Finding:
+        is_near = any(within(setting.value, choice, 2) for choice in spec.choices)
+        may_exist = self.stands_in and bool(spec.choices) and not is_near
+        return Finding(
+            severity="warning" if may_exist else "error",
+            rule="bad-value",
+            subject=_subject(flag, setting),
+            place=setting.origin.place,
+            reason=reason,
+            fix=_way_out(spec, setting),
+        )
+
     def _unknown(self, flag: str, setting: Setting) -> Finding:
         rule, reason, fix = self._what_became(flag) or self._nearest(flag)
         dropped = self.harmless_without(flag) is not None
+        may_exist = (bool(self.unread) or self.stands_in) and rule == "unknown-flag"
+        is_typo = any(within(flag, known, 2) for known in self.flags)
         return Finding(
-            severity="warning" if dropped or (self.unread and rule == "unknown-flag") else "error",
+            severity="warning" if dropped or (may_exist and not is_typo) else "error",
             rule=rule,
             subject=_subject(flag, setting),
             place=setting.origin.place,
@@ -166,17 +184,6 @@ def _words(setting: Setting) -> tuple[str, ...]:
     if setting.words is not None:
         return setting.words
     return () if setting.value == "true" else (setting.value,)
-
-
-def _bad_value(spec: FlagSpec, flag: str, setting: Setting, reason: str) -> Finding:
-    return Finding(
-        severity="error",
-        rule="bad-value",
-        subject=_subject(flag, setting),
-        place=setting.origin.place,
-        reason=reason,
-        fix=_way_out(spec, setting),
-    )
 
 
 def _way_out(spec: FlagSpec, setting: Setting) -> str:

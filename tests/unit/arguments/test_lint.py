@@ -81,6 +81,53 @@ def test_every_flag_a_rule_names_exists_in_some_release_it_covers() -> None:
             assert any(schema.load(line).knows(flag) for line in lines), (rule.name, flag)
 
 
+def test_every_pattern_a_rule_names_fits_a_flag_of_some_release() -> None:
+    known = {flag for line in schema.release_lines() for flag in schema.load(line).flags}
+    for rule in RULES.values():
+        for pattern in [pattern for one in rule.when for pattern in one.says]:
+            stem = pattern.removesuffix("*")
+            fits = [
+                flag
+                for flag in known
+                if (flag.startswith(stem) if stem != pattern else flag == stem)
+            ]
+            assert fits, (rule.name, pattern)
+
+
+OTHER_PROGRAMS = ("rl", "sft", "retro", "vision", "biencoder", "In-process restart")
+"""Groups of Megatron's parser that plain GPT training reads nothing of."""
+
+
+@pytest.mark.parametrize("line", schema.release_lines())
+def test_what_the_installed_megatrons_entry_cannot_serve_is_refused_in_every_release(
+    line: str,
+) -> None:
+    known = schema.load(line).flags
+    asked = [
+        flag
+        for flag, spec in known.items()
+        if spec.group in OTHER_PROGRAMS and not flag.startswith(("--qk-", "--no-qk-"))
+    ]
+    entry = {name for name in RULES if "entry" in name or "own-script" in name}
+    for flag in asked:
+        found = names(findings(f"mcore={line}; {flag} 1")) & entry
+        assert len(found) == 1, flag
+
+
+def test_what_megatron_lms_own_entry_serves_is_let_through_with_it() -> None:
+    for flag in ("--sft", "--fim-data", "--inprocess-restart", "--hybrid-context-parallel"):
+        assert "needs-megatron-lms-own-entry" in names(findings(flag))
+        assert names(findings(flag, "MEGATRON_PATH=/mlm")) == set()
+
+
+def test_the_refusal_names_the_flag_its_place_and_the_way_out() -> None:
+    (found,) = findings("--sft")
+    assert str(found).startswith(
+        "--sft (environment): what reads it is in Megatron-LM's pretrain_gpt.py"
+    )
+    assert "set MEGATRON_PATH to a Megatron-LM checkout" in str(found)
+
+
 def test_every_rule_says_where_its_evidence_is() -> None:
     assert [rule.name for rule in RULES.values() if not rule.source] == []
 

@@ -8,7 +8,7 @@ import pytest
 
 from moe_bench.arguments.emit import argv
 from moe_bench.config.gather import CLUSTERS, COMMON, MODELS, RUNTIME
-from moe_bench.errors import MoeBenchError
+from moe_bench.errors import ConfigError, MoeBenchError
 from tests.support.projects import CPU, Project, repository
 
 
@@ -363,3 +363,43 @@ def test_the_guides_own_command_resolves(tmp_path: Path) -> None:
     )
     assert {"--moe-grouped-gemm", "--profile"} <= run.args.keys()
     assert "--moe-extended-ep" in {one.asked for one in run.substitutions}
+
+
+def test_the_callers_variables_for_the_ranks_are_recorded_and_seen_by_the_rules(
+    project: Project,
+) -> None:
+    given = {"NCCL_GRAPH_REGISTER": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    graphs = ["--cuda-graph-impl", "transformer_engine", "--te-rng-tracker"]
+    run = project.resolve({**given, "NCCL_VERSION": "2.27"}, graphs)
+    assert {name: run.env[name].value for name in given} == given
+    assert run.env["NCCL_GRAPH_REGISTER"].origin.layer == "environment"
+    assert "NCCL_VERSION" not in run.env
+    with pytest.raises(MoeBenchError, match="set NCCL_GRAPH_REGISTER=0"):
+        project.resolve({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, graphs)
+
+
+def test_another_training_script_is_refused_and_the_guides_own_is_not(project: Project) -> None:
+    megatron = {"MEGATRON_PATH": "/mlm"}
+    project.resolve({**megatron, "TRAINING_SCRIPT_PATH": "/mlm/pretrain_gpt.py"})
+    project.resolve(
+        {"TRAINING_SCRIPT_PATH": "/pretrain_gpt.py"}
+    )  # an old common.conf without MEGATRON_PATH
+    with pytest.raises(
+        ConfigError, match=r"TRAINING_SCRIPT_PATH=/mlm/pretrain_vlm.py .* is not run"
+    ):
+        project.resolve({**megatron, "TRAINING_SCRIPT_PATH": "/mlm/pretrain_vlm.py"})
+
+
+def test_flags_of_a_checkout_that_cannot_be_read_are_passed_on_unless_nearly_known(
+    project: Project,
+) -> None:
+    given = {"MEGATRON_PATH": "/only/in/the/container"}
+    run = project.resolve(given, ["--offload-everything-nicely", "--optimizer", "brand_new"])
+    assert "--offload-everything-nicely" in run.args
+    assert any("cannot be read here: flags are checked against" in note for note in run.notes)
+    assert any("--offload-everything-nicely" in note for note in run.notes)
+    assert any("--optimizer brand_new" in note for note in run.notes)
+    with pytest.raises(MoeBenchError, match="did you mean --moe-router-topk"):
+        project.resolve(given, ["--moe-router-topkk", "2"])
+    with pytest.raises(MoeBenchError, match="no such flag"):
+        project.resolve({}, ["--offload-everything-nicely"])

@@ -5,6 +5,7 @@ import pytest
 
 from moe_bench.arguments import schema
 from moe_bench.arguments.findings import Finding, raise_errors
+from moe_bench.arguments.flags import Flags
 from moe_bench.arguments.schema.extract import extract
 from moe_bench.arguments.schema.flag_schema import OLD
 from moe_bench.arguments.schema.renames import renames
@@ -268,6 +269,19 @@ def test_a_checkout_of_an_unknown_release_says_its_own_flags(checkout: Path) -> 
     assert known.flags["--disable-fused"].dest == "fused"
     assert known.is_switch("--fast")
     assert not known.knows("--hidden")
+
+
+def test_a_checkout_that_only_the_container_has_is_read_through_its_mount(checkout: Path) -> None:
+    def knob(value: str) -> Setting:
+        return Setting(value=value, origin=Origin(layer="environment", place="environment"))
+
+    inside = {
+        "MCORE_RELEASE_VERSION": knob("0.19"),
+        "MEGATRON_PATH": knob(f"/opt/{checkout.name}"),
+        "CONTAINER_MOUNTS": knob(f"/data:/data,{checkout.parent}:/opt:ro"),
+    }
+    assert Flags.of_release(inside).known == schema.schema_for(checkout)
+    assert Flags.of_release({**inside, "CONTAINER_MOUNTS": knob("/data:/data")}).known.stands_in
 
 
 def test_what_only_running_would_tell_is_listed_and_softens_unknown_flags(checkout: Path) -> None:
