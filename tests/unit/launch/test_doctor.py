@@ -1,0 +1,89 @@
+"""What `doctor` finds, from what is installed and from what nodes say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_bench.launch import nodes
+from tests.support.projects import REPOSITORY
+
+
+def doctor(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, where no Slurm and no container runtime is on PATH."""
+    bash = tmp_path / "bin"
+    bash.mkdir(exist_ok=True)
+    (bash / "bash").unlink(missing_ok=True)
+    (bash / "bash").symlink_to("/bin/bash")
+    given = {"PATH": str(bash), "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, "-m", "moe_bench", "doctor", "--output", str(tmp_path)],
+        env=given | environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+
+
+def pretend_installed(folder: Path, name: str, version: str) -> None:
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_a_healthy_machine_has_no_problem_and_exit_code_0(tmp_path: Path) -> None:
+    done = doctor(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("0 problems found\n")
+    assert "note    Slurm: no sbatch on PATH; only local runs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "fix"),
+    [
+        ("nvidia-resiliency-ext", "0.4.1", "nvidia-resiliency-ext>=0.6"),
+        ("transformer-engine", "2.0.0", "transformer-engine>=2.1"),
+        ("transformer-engine", "1.6", "transformer-engine>=1.7"),
+    ],
+)
+def test_a_known_bad_pair_is_a_problem_with_its_fix_and_exit_code_1(
+    package: str, version: str, fix: str, tmp_path: Path
+) -> None:
+    pretend_installed(tmp_path / "site", package, version)
+    done = doctor(tmp_path, PYTHONPATH=f"{tmp_path}/site{os.pathsep}{REPOSITORY}")
+    assert done.returncode == 1
+    assert f"PROBLEM {package} {version} with megatron-core" in done.stdout
+    assert fix in done.stdout
+
+
+def test_paths_of_the_environment_that_do_not_exist_are_problems(tmp_path: Path) -> None:
+    (tmp_path / "one.idx").touch()
+    blend = f"0.3 {tmp_path}/one 0.7 {tmp_path}/two"
+    done = doctor(tmp_path, DATA_PATH=blend, TOKENIZER_MODEL="Qwen/Qwen3-30B-A3B")
+    assert f"ok      DATA_PATH: {tmp_path}/one" in done.stdout
+    assert f"PROBLEM DATA_PATH: {tmp_path}/two does not exist here" in done.stdout
+    assert "note    TOKENIZER_MODEL: Qwen/Qwen3-30B-A3B is no path here" in done.stdout
+
+
+def test_a_cluster_file_that_bash_refuses_is_a_problem_in_bashs_words(tmp_path: Path) -> None:
+    clusters = tmp_path / "cluster_configs" / "benchmarking"
+    clusters.mkdir(parents=True)
+    (clusters / "broken.conf").write_text('export ACCOUNT="open\n')
+    for name in ("model_configs", "runtime_configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    done = doctor(tmp_path, CLUSTER="broken", WORKSPACE=str(tmp_path))
+    assert done.returncode == 1
+    assert "PROBLEM CLUSTER=broken: cluster_configs/benchmarking/broken.conf failed" in done.stdout
+    assert "unexpected EOF" in done.stdout
+
+
+def test_a_clock_is_wrong_only_by_what_the_time_of_asking_cannot_explain() -> None:
+    text = "n1\tclock\t100.5\nn2\tclock\t107.0\nn1\tspace\t9\nn2\tspace\t9\nn2\tmissing\t/data x\n"
+    first, second = nodes.read(text, asked_s=100.0, answered_s=102.0)
+    assert (first.clock_off_s, second.clock_off_s) == (0.0, 5.0)
+    assert (first.missing, second.missing) == ((), ("/data x",))
