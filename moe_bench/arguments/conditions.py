@@ -150,14 +150,9 @@ def flags_in(conditions: tuple[Condition, ...]) -> list[str]:
 def said_like(conditions: tuple[Condition, ...], facts: Facts) -> list[str]:
     """Flags of the run that a `says` of the conditions names, in the run's order."""
     patterns = [pattern for one in conditions for pattern in one.says]
-    return [
-        flag
-        for flag in facts.run.args
-        if any(
-            flag.startswith(pattern[:-1]) if pattern.endswith("*") else flag == pattern
-            for pattern in patterns
-        )
-    ]
+    names = frozenset(patterns)
+    stems = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))
+    return [flag for flag in facts.run.args if flag in names or flag.startswith(stems)]
 
 
 def variables_in(conditions: tuple[Condition, ...]) -> list[str]:

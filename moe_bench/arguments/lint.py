@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from binascii import crc32
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from moe_bench.arguments import compiled
 from moe_bench.arguments.conditions import (
     Condition,
     Facts,
@@ -30,8 +30,6 @@ from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
 
 BUILTIN = Path(__file__).with_name("lint_rules.yaml")
-COMPILED = Path(__file__).with_name("lint_rules.json")
-"""What BUILTIN says, in a form that loads in a millisecond; made by tools/compile_rules.py."""
 PROJECT_RULES = "lint_rules"
 """Folder of a project whose *.yaml hold more rules."""
 COMPUTE_OF = {
@@ -73,14 +71,6 @@ class Rule(
     """The file it was read from; filled in on reading."""
 
 
-class Compiled(msgspec.Struct, frozen=True):
-    """lint_rules.json."""
-
-    yaml_crc32: int
-    """Of the YAML's bytes: after an edit the YAML itself is read."""
-    rules: tuple[Rule, ...]
-
-
 def lint(
     run: ResolvedRun,
     schema: FlagSchema,
@@ -102,10 +92,7 @@ def lint(
 @cache
 def builtin_rules() -> tuple[Rule, ...]:
     """The rules that come with the project."""
-    compiled = msgspec.json.decode(COMPILED.read_bytes(), type=Compiled)
-    if compiled.yaml_crc32 == crc32(BUILTIN.read_bytes()):
-        return compiled.rules
-    return read_rules(BUILTIN, "builtin")
+    return compiled.load(BUILTIN, tuple[Rule, ...]) or read_rules(BUILTIN, "builtin")
 
 
 def all_rules(project: Path, more: str = "") -> tuple[Rule, ...]:

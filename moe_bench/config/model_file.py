@@ -12,7 +12,8 @@ from moe_bench.config.nearest import nearest
 from moe_bench.errors import ConfigError
 
 SECTIONS = ("DEFAULTS", "ENV_VARS", "MODEL_ARGS")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""Every scalar is its text: nothing is guessed of types."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +122,9 @@ def _pairs(mapping: yaml.MappingNode, name: str) -> Iterator[tuple[yaml.ScalarNo
     seen: dict[str, int] = {}
     for key, value in mapping.value:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+        if not isinstance(key, yaml.ScalarNode) or (
+            key.value == "<<" and key.style not in ("'", '"')
+        ):
             raise ConfigError(f"{name}:{line}: keys must be plain names (no merge keys, no lists)")
         if key.value in seen:
             raise ConfigError(

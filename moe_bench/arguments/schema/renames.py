@@ -8,10 +8,12 @@ from typing import Literal
 
 import msgspec
 
+from moe_bench.arguments import compiled
+
 RENAMES = Path(__file__).parent / "renames.yaml"
 
 
-class SameThing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SameThing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Spellings of one thing, oldest first."""
 
     flags: tuple[str, ...]
@@ -20,7 +22,7 @@ class SameThing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the newest spelling is given where the older one was a switch."""
 
 
-class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A flag whose meaning later releases do not have."""
 
     flag: str
@@ -29,7 +31,13 @@ class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
 
 
-class Deprecated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"since": "from"}):
+class Deprecated(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"since": "from"},
+):
     """A flag still parsed but better written otherwise."""
 
     flag: str
@@ -39,7 +47,7 @@ class Deprecated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     since: str = "0.11"
 
 
-class Renames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Renames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """renames.yaml."""
 
     same: tuple[SameThing, ...]
@@ -63,8 +71,13 @@ class Renames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def renames() -> Renames:
-    """renames.yaml, read once."""
-    import yaml  # noqa: PLC0415 - only when a flag is unknown or old
+    """What renames.yaml says, read once."""
+    return compiled.load(RENAMES, Renames) or read_renames()
+
+
+def read_renames() -> Renames:
+    """renames.yaml itself."""
+    import yaml  # noqa: PLC0415 - only after an edit
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return msgspec.convert(yaml.load(RENAMES.read_bytes(), Loader=loader), type=Renames)
