@@ -40,6 +40,12 @@ def expand(value: str, variables: Mapping[str, str], *, place: str) -> str | Non
     return _REFERENCE.sub(lambda match: _replacement(match, variables, place), value)
 
 
+def names_in(value: str) -> list[str]:
+    """The plain names that `value` refers to."""
+    found = (match["braced"] or match["bare"] or "" for match in _REFERENCE.finditer(value))
+    return [name for name in found if _NAME.match(name)]
+
+
 def _name_of(match: re.Match[str], place: str) -> str:
     name = match["braced"] if match["braced"] is not None else match["bare"]
     if not _NAME.match(name):

@@ -48,6 +48,17 @@ class Substitution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPoint:
+    """Which point of a sweep a run is."""
+
+    sweep_id: str
+    number: int
+    """1-based."""
+    values: Mapping[str, str]
+    """What the sweep varies, as asked: {"TP": "2", "--lr": "1e-3"}."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedRun:
     """Everything that decides what a run does."""
 
@@ -67,6 +78,8 @@ class ResolvedRun:
     """True when this is a shrunken stand-in and not the named model."""
     notes: tuple[str, ...] = field(default=())
     """Warnings of the rules, in the order found."""
+    point: SweepPoint | None = None
+    """None for a run of its own."""
 
     @property
     def world_size(self) -> int:

@@ -121,13 +121,18 @@ def start(plan: LaunchPlan, run: ResolvedRun) -> subprocess.Popen[bytes]:
             raise LaunchError(f"cannot start bash: {error.strerror}") from error
 
 
-def stop(process: subprocess.Popen[bytes], *, has_ended: Callable[[], bool]) -> int:
+def stop(
+    process: subprocess.Popen[bytes],
+    *,
+    has_ended: Callable[[], bool],
+    patience_s: float = STEP_PATIENCE_S,
+) -> int:
     """End the script and all its ranks: the ranks' parent is asked first, then all are made to. Returns the exit status.
 
     `has_ended` says whether the ranks have closed their record, after which nothing is worth waiting for.
     """
     _signal(os.kill, process.pid, signal.SIGTERM)
-    _wait(process, STEP_PATIENCE_S, has_ended)
+    _wait(process, patience_s, has_ended)
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             _signal(os.killpg, process.pid, number)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from moe_bench.arguments.chain import job_name
 from moe_bench.arguments.emit import argv
@@ -22,12 +23,16 @@ from moe_bench.launch.launcher import JobHandle, LaunchPlan
 from moe_bench.launch.queue import QueueEntry
 from moe_bench.results.records import STEPS_LEFT_FILE
 
+if TYPE_CHECKING:
+    import jinja2
+
 SUBMIT_TIMEOUT_S = 60
 QUEUE_FULL_PATIENCE_S = 12
 """How long sbatch may try again by itself while the cluster takes no more jobs: it is then amid one of its pauses."""
 PROBE_TIMEOUT_S = 30
 """How long each node has, after a failure, to start a task; one that does not is taken for dead."""
 _TEMPLATE = "slurm.sh.j2"
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 _TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}\Z")
 _MOUNT_PATH = r"/[^:,\"$`\\\n\r\t]*"  # enroot writes mounts into a shell script of its own
 _MOUNT = re.compile(rf"{_MOUNT_PATH}(:{_MOUNT_PATH}(:[A-Za-z0-9=+_-]+)?)?")
@@ -78,6 +83,39 @@ class SlurmLauncher:
     def cancel(self, job_id: str) -> None:
         """`scancel`. Raises LaunchError with its words."""
         queue.cancel(job_id)
+
+    def array_key(self, run: ResolvedRun) -> tuple[str, ...]:
+        """What the runs of one job array must share: all of the job's options but its name and its log."""
+        return tuple(_shared_directives(run))
+
+    def render_array(
+        self, runs: Sequence[ResolvedRun], folder: Path, *, name: str, limit: int | None = None
+    ) -> str:
+        """An sbatch script whose element i runs the launch.sh of the i-th run, all of one `array_key`, directly in `folder`.
+
+        `limit` is the most elements at once. Slurm requeues an element only where the runs may be requeued.
+        """
+        at_once = "" if limit is None else f"%{limit}"
+        directives = [
+            *_shared_directives(runs[0]),
+            f"--array=0-{len(runs) - 1}{at_once}",
+            f"--job-name={_NOT_IN_A_NAME.sub('_', name)[:120]}",
+            f"--output={_directive_path(folder / 'logs' / 'slurm-%A_%a.log')}",
+        ]
+        values: dict[str, object] = {
+            "directives": directives,
+            "name": _NOT_IN_A_NAME.sub("_", name),
+            "folder": shlex.quote(str(folder)),
+            "runs": [shlex.quote(run.run_id) for run in runs],
+        }
+        return _fill_template(values, "slurm_array.sh.j2")
+
+    def submit_array(self, script: Path) -> str:
+        """Hand the script to sbatch. Returns the array's job id. Raises LaunchError with sbatch's words."""
+        done = _sbatch(["--parsable", str(script)])
+        if done.returncode != 0:
+            raise LaunchError(_refusal(done, script))
+        return done.stdout.strip().split(";")[0]
 
     def _template_values(self, run: ResolvedRun) -> dict[str, object]:
         container = _container(run, self.workspace)
@@ -302,18 +340,28 @@ def _profiler(run: ResolvedRun) -> tuple[str, ...]:
     )
 
 
-def _fill_template(values: dict[str, object]) -> str:
+def _shared_directives(run: ResolvedRun) -> list[str]:
+    own = ("--job-name=", "--output=", "--requeue")
+    requeue = "--requeue" if _max_requeues(run) else "--no-requeue"
+    return [*(line for line in _directives(run) if not line.startswith(own)), requeue]
+
+
+def _fill_template(values: dict[str, object], name: str = _TEMPLATE) -> str:
+    return _templates().get_template(name).render(values)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
     import jinja2  # noqa: PLC0415 - 50 ms that only a rendering pays
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=loader,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    return environment.get_template(_TEMPLATE).render(values)
 
 
 # Values

@@ -52,6 +52,16 @@ class Substituted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PointOfSweep:
+    """Which point of a sweep the run is."""
+
+    sweep_id: str
+    number: int
+    values: Mapping[str, str]
+    """What the sweep varies: {"TP": "2", "--lr": "1e-3"}."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """What was resolved before the run started."""
 
@@ -64,6 +74,8 @@ class Manifest:
     rehearsal: bool = False
     """True when the run is a shrunken stand-in and not the named model."""
     notes: tuple[str, ...] = ()
+    point: PointOfSweep | None = None
+    """None for a run of its own."""
 
     @property
     def world_size(self) -> int | None:
