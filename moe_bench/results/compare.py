@@ -72,7 +72,7 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
         differences=tuple(_differences(manifests, summaries, starts)),
         tokens_per_s=tuple(ratio(first.tokens_per_s, s.tokens_per_s) for s in summaries),
         not_ranked_because=tuple(
-            tuple(_obstacles(first, other, manifests[0], manifest))
+            tuple(obstacles(first, other, manifests[0], manifest))
             for other, manifest in zip(summaries, manifests, strict=True)
         ),
     )
@@ -135,9 +135,10 @@ def _of_values(kind: str, sides: Sequence[Mapping[str, str]]) -> Iterator[Differ
             yield Difference(kind=kind, name=name, values=values, places=(None,) * len(values))
 
 
-def _obstacles(
+def obstacles(
     first: Summary, other: Summary, first_manifest: Manifest, manifest: Manifest
 ) -> Iterator[str]:
+    """Why the two must not be ranked against each other; nothing when they may."""
     if other.model != first.model:
         yield f"another model: {other.model} against {first.model}"
     if other.rehearsal or first.rehearsal:
