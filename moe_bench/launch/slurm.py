@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from moe_bench.arguments.chain import job_name
 from moe_bench.arguments.emit import argv
@@ -23,15 +23,14 @@ from moe_bench.launch.launcher import JobHandle, LaunchPlan
 from moe_bench.launch.queue import QueueEntry
 from moe_bench.results.records import STEPS_LEFT_FILE
 
-if TYPE_CHECKING:
-    import jinja2
-
 SUBMIT_TIMEOUT_S = 60
 QUEUE_FULL_PATIENCE_S = 12
 """How long sbatch may try again by itself while the cluster takes no more jobs: it is then amid one of its pauses."""
 PROBE_TIMEOUT_S = 30
 """How long each node has, after a failure, to start a task; one that does not is taken for dead."""
-_TEMPLATE = "slurm.sh.j2"
+_PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
+_GO_ON = 'go_on "stopped with steps left"'
+_NO_CHECKPOINT = 'echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"'
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 _TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}\Z")
 _MOUNT_PATH = r"/[^:,\"$`\\\n\r\t]*"  # enroot writes mounts into a shell script of its own
@@ -64,7 +63,7 @@ class SlurmLauncher:
         return LaunchPlan(
             launcher="slurm",
             filename="launch.sh",
-            script=_fill_template(self._template_values(run)),
+            script=self._script(run),
             environment={},
         )
 
@@ -102,13 +101,13 @@ class SlurmLauncher:
             f"--job-name={_NOT_IN_A_NAME.sub('_', name)[:120]}",
             f"--output={_directive_path(folder / 'logs' / 'slurm-%A_%a.log')}",
         ]
-        values: dict[str, object] = {
-            "directives": directives,
-            "name": _NOT_IN_A_NAME.sub("_", name),
-            "folder": shlex.quote(str(folder)),
-            "runs": [shlex.quote(run.run_id) for run in runs],
-        }
-        return _fill_template(values, "slurm_array.sh.j2")
+        return _fill(
+            "slurm_array.sh.in",
+            DIRECTIVES=_directive_lines(directives),
+            NAME=_NOT_IN_A_NAME.sub("_", name),
+            FOLDER=shlex.quote(str(folder)),
+            RUNS="\n".join(f"  {shlex.quote(run.run_id)}" for run in runs),
+        )
 
     def submit_array(self, script: Path) -> str:
         """Hand the script to sbatch. Returns the array's job id. Raises LaunchError with sbatch's words."""
@@ -117,25 +116,24 @@ class SlurmLauncher:
             raise LaunchError(_refusal(done, script))
         return done.stdout.strip().split(";")[0]
 
-    def _template_values(self, run: ResolvedRun) -> dict[str, object]:
+    def _script(self, run: ResolvedRun) -> str:
         container = _container(run, self.workspace)
-        return {
-            "model": run.model,
-            "rehearsal": run.rehearsal,
-            "run_id": run.run_id,
-            "run_dir": shlex.quote(str(run.run_dir)),
-            "directives": _directives(run),
-            "environment": [
-                (name, shlex.quote(value)) for name, value in self._environment(run, container)
-            ],
-            "srun_options": [*_srun_options(run, container), *container.srun_options],
-            "command": self._command(run, container),
-            "steps_left": STEPS_LEFT_FILE,
-            "max_requeues": _max_requeues(run),
-            "saves": "--save" in run.args,
-            "nodes": _positive(run, "NNODES", default=1),
-            "probe_s": PROBE_TIMEOUT_S,
-        }
+        exported = [("MOE_BENCH_RUN_DIR", str(run.run_dir)), *self._environment(run, container)]
+        options = [*_srun_options(run, container), *container.srun_options]
+        kind = " (a rehearsal, NOT the real model)" if run.rehearsal else ""
+        return _fill(
+            "slurm.sh.in",
+            DIRECTIVES=_directive_lines(_directives(run)),
+            MODEL=_in_a_comment(run.model) + kind,
+            RUN_ID=_in_a_comment(run.run_id),
+            ENVIRONMENT="\n".join(f"export {n}={shlex.quote(v)}" for n, v in exported),
+            SRUN_OPTIONS="\n".join(f"  {option} \\" for option in options),
+            COMMAND=self._command(run, container),
+            PROBE_S=str(PROBE_TIMEOUT_S),
+            MAX_REQUEUES=str(_max_requeues(run)),
+            STEPS_LEFT_FILE=STEPS_LEFT_FILE,
+            STEPS_LEFT=_GO_ON if "--save" in run.args else _NO_CHECKPOINT,
+        )
 
     def _environment(self, run: ResolvedRun, container: Container) -> Iterable[tuple[str, str]]:
         yield from ((name, setting.value) for name, setting in run.env.items())
@@ -346,22 +344,18 @@ def _shared_directives(run: ResolvedRun) -> list[str]:
     return [*(line for line in _directives(run) if not line.startswith(own)), requeue]
 
 
-def _fill_template(values: dict[str, object], name: str = _TEMPLATE) -> str:
-    return _templates().get_template(name).render(values)
+def _fill(template: str, **values: str) -> str:
+    """The bash file with each @NAME@ replaced, once: a value that looks like a name stays as it is."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], _template(template))
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
-    import jinja2  # noqa: PLC0415 - 50 ms that only a rendering pays
+def _template(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text()
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(
-        loader=loader,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
+
+def _directive_lines(directives: Iterable[str]) -> str:
+    return "\n".join(f"#SBATCH {directive}" for directive in directives)
 
 
 # Values
@@ -411,6 +405,10 @@ def _time(run: ResolvedRun) -> str:
             f"RUN_TIME={value!r} ({_place(run, 'RUN_TIME')}) is not Slurm's [DAYS-]HH:MM:SS; write 00:20:00 for 20 minutes"
         )
     return value
+
+
+def _in_a_comment(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _directive_path(path: Path) -> str:

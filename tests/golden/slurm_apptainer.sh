@@ -79,7 +79,7 @@ if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then
   echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"
 elif [[ "$rc" == 143 && "$warned" == 1 ]]; then
   go_on "warned before the first step"
-elif [[ "$rc" != 0 ]]; then
+elif [[ "$rc" != 0 && "$SLURM_JOB_NUM_NODES" != 1 ]]; then
   silent="$(silent_nodes)"
   [[ -z "$silent" ]] || go_on "node failure: ${silent//$'\n'/ } does not answer"
 fi

@@ -53,6 +53,17 @@ while :; do
 done
 echo "moe_bench: srun ended with $rc"
 
+silent_nodes() { # the nodes that no longer start a task, found by asking each for itself
+  local node pids=() names=() i
+  for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    timeout 30 srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" --mpi=none --output=/dev/null true 2>/dev/null &
+    pids+=("$!") names+=("$node")
+  done
+  for i in "${!pids[@]}"; do
+    wait "${pids[i]}" || echo "${names[i]}"
+  done
+}
+
 go_on() { # go_on REASON: back into the queue, unless the job is being cancelled or its restarts are spent
   if [[ "$(squeue --noheader --states=RUNNING --format=%T --jobs "$SLURM_JOB_ID" 2>/dev/null)" != RUNNING ]]; then
     echo "moe_bench: $1; not requeued: Slurm is ending the job"
@@ -68,5 +79,8 @@ if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then
   echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"
 elif [[ "$rc" == 143 && "$warned" == 1 ]]; then
   go_on "warned before the first step"
+elif [[ "$rc" != 0 && "$SLURM_JOB_NUM_NODES" != 1 ]]; then
+  silent="$(silent_nodes)"
+  [[ -z "$silent" ]] || go_on "node failure: ${silent//$'\n'/ } does not answer"
 fi
 exit "$rc"
