@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -55,47 +56,52 @@ def to_bfloat16(values: Array) -> Array:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
-def dequantize(codes: Array, scales: Array, first_row: int, block: tuple[int, int]) -> Array:
-    """Bits of bfloat16(float32(e4m3 code) x scale) for rows first_row.. of a matrix; equal to the published formula.
+def dequantize(
+    codes: Array, scales: Array, first_row: int, block: tuple[int, int], out: Array | None = None
+) -> Array:
+    """Bits of bfloat16 of e4m3 codes x the scale of their block, rounded once.
 
     codes: [rows, columns] uint8.  scales: [row blocks, column blocks] float32 of the whole matrix.
-    Within a block there are only 256 results, so each block is one small table and one look-up.
+    Within a block there are only 256 results, so each block is one small table and one look-up, done in buffers that
+    stay in a core's nearest cache. `out` takes the result where it is given.
     """
-    rows, columns = codes.shape
-    out = np.empty((rows, columns), np.uint16)
-    height, width = block
-    row = 0
-    while row < rows:
-        band = (first_row + row) // height
-        end = min(rows, (band + 1) * height - first_row)
-        tables = to_bfloat16(scales[band][:, None] * E4M3)
-        for j in range(len(tables)):
-            at = slice(j * width, min(columns, (j + 1) * width))
-            np.take(tables[j], codes[row:end, at], out=out[row:end, at], mode="clip")
-        row = end
+    if out is None:
+        out = np.empty(codes.shape, np.uint16)
+    for tile, table in _tiles(codes.shape, scales, first_row, block):
+        at = codes[tile]
+        out[tile] = table.take(at.astype(np.intp), mode="wrap")
     return out
 
 
 def requantize(bits: Array, scales: Array, first_row: int, block: tuple[int, int]) -> Array | None:
     """The e4m3 codes that dequantise to exactly these bfloat16 bits; None when there are none."""
-    rows, columns = bits.shape
-    out = np.empty((rows, columns), np.uint8)
-    height, width = block
+    out = np.empty(bits.shape, np.uint8)
     inverse = np.zeros(1 << 16, np.uint8)
+    codes = np.arange(256, dtype=np.uint8)
+    for tile, table in _tiles(bits.shape, scales, first_row, block):
+        wanted = bits[tile]
+        inverse[table] = codes
+        found = inverse.take(wanted.astype(np.intp), mode="wrap")
+        if not np.array_equal(table.take(found.astype(np.intp), mode="wrap"), wanted):
+            return None
+        out[tile] = found
+    return out
+
+
+def _tiles(
+    shape: tuple[int, ...], scales: Array, first_row: int, block: tuple[int, int]
+) -> Iterator[tuple[tuple[slice, slice], Array]]:
+    """Each block's place within rows first_row .. of a matrix, and the bfloat16 bits of its 256 codes."""
+    rows, columns = shape
+    height, width = block
     row = 0
     while row < rows:
         band = (first_row + row) // height
         end = min(rows, (band + 1) * height - first_row)
         tables = to_bfloat16(scales[band][:, None] * E4M3)
-        for j in range(len(tables)):
-            at = slice(j * width, min(columns, (j + 1) * width))
-            inverse[tables[j]] = np.arange(256, dtype=np.uint8)
-            found = inverse[bits[row:end, at]]
-            if not np.array_equal(tables[j][found], bits[row:end, at]):
-                return None
-            out[row:end, at] = found
+        for j, table in enumerate(tables):
+            yield (slice(row, end), slice(j * width, min(columns, (j + 1) * width))), table
         row = end
-    return out
 
 
 def _e2m1_values() -> Array:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_bench.checkpoint.fingerprint import tool
 from moe_bench.checkpoint.layout import extra_states
 from moe_bench.checkpoint.metadata import Box, Metadata, ObjectEntry, TensorEntry, dump
+from moe_bench.checkpoint.open_files import OpenFiles
 from moe_bench.checkpoint.plan import Plan, Unit
 from moe_bench.checkpoint.side_file import write_scales
 from moe_bench.checkpoint.torchsave import object_stream
@@ -40,6 +41,7 @@ COMMON = {
 }
 """Smallest common state that loads; without checkpoint_version Megatron reorders QKV as it did before version 1."""
 _LOCK_WAIT_S = 60.0
+_COMPARED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +124,7 @@ def run_import(
         _write_units(plan, out, todo, options, on_progress)
         missing = [unit for unit in plan.units if _ledger(out, unit) is None]
         if not missing and not _finished(plan, out):
-            _check_copies(plan)
+            _check_copies(plan, options.processes)
             _commit(plan, out)
     return ImportResult(
         units_written=len(todo),
@@ -239,21 +241,46 @@ def _write_units(
         on_progress(done, total)
 
 
-def _check_copies(plan: Plan) -> None:
+class _Piece(NamedTuple):
+    """Bytes of two tensors that must be equal."""
+
+    name: str
+    original: str
+    offset: int
+    num_bytes: int
+
+
+def _check_copies(plan: Plan, processes: int) -> None:
     """Redundant tensors are dropped only when they equal what they copy. Raises CheckpointError naming both."""
+    pieces = []
     for name, original in plan.model_map.copies.items():
-        ours, theirs = plan.source.tensors.get(name), plan.source.tensors[original]
-        if ours is None:
-            continue
-        with ours.file.open("rb") as a, theirs.file.open("rb") as b:
-            a.seek(ours.offset)
-            b.seek(theirs.offset)
-            for at in range(0, ours.num_bytes, 1 << 20):
-                count = min(1 << 20, ours.num_bytes - at)
-                if a.read(count) != b.read(count):
-                    raise CheckpointError(
-                        f"{ours.file}: tensor {name!r} differs from {original!r}, of which Megatron keeps one copy"
-                    )
+        size = plan.source.tensors[name].num_bytes if name in plan.source.tensors else 0
+        for at in range(0, size, _COMPARED_BYTES):
+            pieces.append(_Piece(name, original, at, min(_COMPARED_BYTES, size - at)))
+
+    def start() -> Work:
+        files = OpenFiles()
+        ours, theirs = (memoryview(bytearray(_PIECE_BYTES)) for _ in range(2))
+
+        def equal(piece: _Piece) -> bool:
+            a, b = plan.source.tensors[piece.name], plan.source.tensors[piece.original]
+            for at in range(piece.offset, piece.offset + piece.num_bytes, _PIECE_BYTES):
+                count = min(_PIECE_BYTES, piece.offset + piece.num_bytes - at)
+                whole = files.read(a.file, a.offset + at, ours[:count])
+                whole = files.read(b.file, b.offset + at, theirs[:count]) and whole
+                if not whole or ours[:count] != theirs[:count]:
+                    return False
+            return True
+
+        return equal
+
+    for position, equal in run_tasks(pieces, start, processes=processes):
+        if not equal:
+            piece = pieces[position]
+            raise CheckpointError(
+                f"{plan.source.tensors[piece.name].file}: tensor {piece.name!r} differs from {piece.original!r}, "
+                "of which Megatron keeps one copy"
+            )
 
 
 def _commit(plan: Plan, out: Path) -> None:

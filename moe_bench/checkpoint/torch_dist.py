@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from moe_bench.checkpoint.arithmetic import BITS, Array
 from moe_bench.checkpoint.dtypes import DTYPES
@@ -209,7 +209,7 @@ class BoxReader:
         stored = self.stored(key, entry, box)
         crc, step = 0, 4 << 20
         for at in range(0, stored.num_bytes, step):
-            crc = zlib.crc32(
+            crc = crc32(
                 self._pread(box, stored.storage + at, min(step, stored.num_bytes - at)), crc
             )
         return crc, stored.crc

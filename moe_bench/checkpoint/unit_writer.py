@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from isal.isal_zlib import crc32
+from numpy.typing import NDArray
 
 from moe_bench.checkpoint.arithmetic import (
     BITS,
@@ -59,6 +60,8 @@ class UnitWriter:
     ) -> None:
         self._plan, self._folder = plan, folder
         self._reader, self._scale_files = SourceReader(buffer_bytes), OpenFiles()
+        self._wide = np.empty(buffer_bytes, np.uint16)
+        self._scale: tuple[str, NDArray[np.float32]] | None = None
         self._allow_non_finite = allow_non_finite
 
     def write(self, unit: Unit) -> list[int]:
@@ -84,7 +87,7 @@ class UnitWriter:
             for block in self._blocks(read, dtype):
                 if not self._allow_non_finite and has_non_finite(block, dtype):
                     self._refuse(read)
-                crc = zlib.crc32(block, crc)
+                crc = crc32(block, crc)
                 part.write(block, at)
                 at += len(block)
         head, tail = frame(dtype, chunk.sizes, crc, base)
@@ -115,7 +118,7 @@ class UnitWriter:
         if stored.dtype == dtype:
             yield from self._raw(read.name, stored, start, read.rows * row_bytes)
             return
-        step = max(1, len(self._reader.buffer) // row_bytes)
+        step = max(1, len(self._reader.buffer) // (2 * row_bytes))
         for row in range(0, read.rows, step):
             rows = min(step, read.rows - row)
             data = self._reader.read(read.name, stored, start + row * row_bytes, rows * row_bytes)
@@ -135,19 +138,22 @@ class UnitWriter:
             codes = np.frombuffer(data, np.uint8).reshape(-1, stored.shape[1])
             block = self._plan.scale_block
             assert block is not None, "the plan refuses FP8 without a block size"
-            bits = dequantize(codes, self._scales(read.name), first_row, block)
+            bits = self._wide[: codes.size].reshape(codes.shape)
+            dequantize(codes, self._scales(read.name), first_row, block, out=bits)
             return memoryview(bits).cast("B")
         values = widen(data, stored.dtype) if stored.dtype != "F32" else narrow(data, dtype)
         if stored.dtype != "F32" and dtype != "F32":
             values = narrow(memoryview(values).cast("B"), dtype)
         return memoryview(values).cast("B")
 
-    def _scales(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        stored = self._plan.source.tensors[name + "_scale_inv"]
-        raw = memoryview(bytearray(stored.num_bytes))
-        if not self._scale_files.read(stored.file, stored.offset, raw):
-            raise CheckpointError(f"{stored.file}: ends inside the scale of {name!r}")
-        return np.frombuffer(raw, np.float32).reshape(stored.shape)
+    def _scales(self, name: str) -> NDArray[np.float32]:
+        if self._scale is None or self._scale[0] != name:
+            stored = self._plan.source.tensors[scale_name(name)]
+            raw = memoryview(bytearray(stored.num_bytes))
+            if not self._scale_files.read(stored.file, stored.offset, raw):
+                raise CheckpointError(f"{stored.file}: ends inside the scale of {name!r}")
+            self._scale = name, np.frombuffer(raw, np.float32).reshape(stored.shape)
+        return self._scale[1]
 
     def _viewed(self, read: Read, stored: StoredTensor, dtype: str) -> Iterator[memoryview]:
         """A transposed or strided matrix: read whole, because its rows lie scattered."""

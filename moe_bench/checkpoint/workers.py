@@ -95,6 +95,7 @@ def _worker(
     if os.getppid() != parent:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's import would start a thread for each core
     work = start()
     while True:
         with counter.get_lock():
