@@ -3,9 +3,11 @@
 # bootstrap WHAT: WHAT is train, dev or login (a file under locks/). Sets PYTHON. Installs nothing where torch and
 # megatron-core are already importable (an NGC container, an activated environment) or MOE_BENCH_PYTHON names an interpreter.
 
-bootstrap_has() { # bootstrap_has PYTHON MODULE...: true when PYTHON finds every module, without importing them
+bootstrap_has() { # bootstrap_has [-I] PYTHON MODULE...: true when PYTHON finds every module, without importing them
+  local isolated=()
+  if [[ "$1" == -I ]]; then isolated=(-I); shift; fi
   local python="$1"; shift
-  "$python" -I - "$@" >/dev/null 2>&1 <<'PY'
+  "$python" ${isolated[@]+"${isolated[@]}"} - "$@" >/dev/null 2>&1 <<'PY'
 import importlib.util, sys
 from pathlib import Path
 
@@ -37,7 +39,7 @@ bootstrap_overlay() { # a ready environment that lacks some light packages: put 
   local python="$1" deps="$WORKSPACE/.deps"
   export PYTHONPATH="$deps${PYTHONPATH:+:$PYTHONPATH}"
   # shellcheck disable=SC2086 # a list of words
-  if PYTHONPATH="$deps" "$python" -c "import ${bootstrap_light_modules// /, }" 2>/dev/null; then return 0; fi
+  if PYTHONPATH="$deps" bootstrap_has "$python" $bootstrap_light_modules; then return 0; fi
   echo "moe_bench: $python has torch and megatron-core; adding click, jinja2, msgspec, rich, pyyaml to $deps (the environment itself is left alone)" >&2
   "$python" -m pip install --quiet --disable-pip-version-check --require-hashes --target "$deps" -r "$WORKSPACE/locks/login.txt"
 }
@@ -75,7 +77,7 @@ bootstrap() {
     return
   fi
   current="$(command -v python3 || command -v python || true)"
-  if [[ "$what" != dev && -n "$current" && "$current" != "$WORKSPACE/.venv/"* ]] && bootstrap_has "$current" torch megatron.core; then
+  if [[ "$what" != dev && -n "$current" && "$current" != "$WORKSPACE/.venv/"* ]] && bootstrap_has -I "$current" torch megatron.core; then
     PYTHON="$current"
     bootstrap_overlay "$PYTHON"
     return

@@ -109,6 +109,7 @@ def start(folder: Path, port: int, **knobs: str) -> Cluster:
     if started.returncode != 0:
         pytest.skip(f"no Slurm here: {started.stderr.strip().splitlines()[-1]}")
     ours = {"SLURM_CONF": str(folder / "slurm.conf"), "MOE_BENCH_DEVICE": "cpu"}
+    ours |= {"MOE_BENCH_PYTHON": sys.executable}
     return Cluster(
         environment=plain_environment() | ours | {"OMP_NUM_THREADS": "1"},
         script_environment=script,
