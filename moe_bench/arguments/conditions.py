@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -58,15 +57,14 @@ TESTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What conditions are decided over."""
 
     run: ResolvedRun
     schema: FlagSchema
     versions: Mapping[str, str | None]
     """`te`, `torch`, `compute` -> version; None when it cannot be known here."""
-    said: Mapping[str, Setting] = field(default_factory=dict)
+    said: Mapping[str, Setting] = msgspec.field(default_factory=dict)
     """Flags of the run under every spelling of their schema entry."""
 
     @classmethod

@@ -7,7 +7,9 @@ any other run that needs CUDA is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import msgspec
 
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
@@ -16,8 +18,7 @@ from moe_bench.errors import ConfigError
 _RULE = Origin(layer="derived", place="no CUDA here (moe_bench/arguments/cpu.py)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Feature:
+class Feature(msgspec.Struct, frozen=True, kw_only=True):
     """Flags that ask for something only CUDA can do."""
 
     flags: tuple[str, ...]

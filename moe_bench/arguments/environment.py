@@ -38,6 +38,12 @@ def threads_per_rank(machine: Machine, ranks: int) -> int:
     return max(machine.cores // max(ranks, 1), 1)
 
 
+_PASSED_ON = (
+    *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP", "WANDB_TAGS"),
+    *("MEGATRON_PATH", "PROFILE"),
+)
+
+
 def of_run(
     run_id: str, run_dir: str, model: str, knobs: Mapping[str, Setting]
 ) -> Iterator[Candidate]:
@@ -46,7 +52,7 @@ def of_run(
     yield Candidate(name="MOE_BENCH_RUN_ID", value=run_id, origin=rule)
     yield Candidate(name="MOE_BENCH_RUN_DIR", value=run_dir, origin=rule)
     yield Candidate(name="MOE_BENCH_MODEL", value=model, origin=rule)
-    for name in ("WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE"):
+    for name in _PASSED_ON:
         if name in knobs:
             yield Candidate(name=name, value=knobs[name].value, origin=knobs[name].origin)
     wandb_dir = Candidate(name="WANDB_DIR", value=run_dir, origin=rule)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from moe_bench.arguments import schema
 from moe_bench.arguments.findings import raise_errors
@@ -24,8 +26,7 @@ def _readable(path: str, mounts: str) -> Path | None:
     return next((one for one in candidates if (one / ARGUMENTS).is_file()), None)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Flags:
+class Flags(msgspec.Struct, frozen=True, kw_only=True):
     """The flags of one release, or of the checkout that MEGATRON_PATH names."""
 
     release: str
@@ -41,7 +42,9 @@ class Flags:
         here = _readable(path.value, mounts.value if mounts is not None else "")
         if here is not None:
             return cls(release=release, known=schema.schema_for(here, cache_dir=cache_dir))
-        return cls(release=release, known=replace(schema.load(release), stands_in=True))
+        return cls(
+            release=release, known=msgspec.structs.replace(schema.load(release), stands_in=True)
+        )
 
     def knows(self, flag: str) -> bool:
         """True when the release has the flag."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from moe_bench.arguments import chain, corpus, cpu, environment, rules, sizes
 from moe_bench.arguments.findings import Finding, raise_errors
@@ -23,8 +25,7 @@ from moe_bench.errors import ConfigError
 _CONFS = ("cluster", "runtime", "common")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What makes two runs of the same configuration differ."""
 
     run_id: str

@@ -7,7 +7,8 @@ wrote it expects; the same PR from a .conf or a default is of the layer "derived
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from moe_bench.arguments.flags import Flags
 from moe_bench.config.knobs import as_count, says
@@ -16,8 +17,7 @@ from moe_bench.config.run import Origin, Setting
 from moe_bench.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What a rule may look at."""
 
     knobs: Mapping[str, Setting]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import msgspec
 
 from moe_bench.config.knobs import BOUND, KNOBS, says
 from moe_bench.config.machine import Machine
@@ -24,16 +26,14 @@ _MAX_LOCAL_RANKS = 64
 _ABSENT = Origin(layer="default", place="Megatron's default")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
+class Size(msgspec.Struct, frozen=True, kw_only=True):
     """A number with the words that name it in a message."""
 
     number: int
     said: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of a run that have to fit together."""
 
     tp: Size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from moe_bench.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Flag:
+class Flag(msgspec.Struct, frozen=True, kw_only=True):
     """One flag with the words that follow it; none for a bare switch."""
 
     name: str

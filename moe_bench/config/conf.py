@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+import msgspec
 
 from moe_bench.config.run import Origin, Overridden, Setting
 from moe_bench.errors import ConfigError
@@ -25,8 +26,7 @@ _WORD = re.compile(r"\w+")
 type Record = tuple[bytes, list[bytes]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfFile:
+class ConfFile(msgspec.Struct, frozen=True, kw_only=True):
     """One `.conf` to run."""
 
     path: str
@@ -35,8 +35,7 @@ class ConfFile:
     """The path as messages show it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfVariables:
+class ConfVariables(msgspec.Struct, frozen=True, kw_only=True):
     """The shell's variables after the last file."""
 
     settings: Mapping[str, Setting]
@@ -44,8 +43,7 @@ class ConfVariables:
     exported: frozenset[str]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfLog:
+class ConfLog(msgspec.Struct, frozen=True, kw_only=True):
     """What one pass over the files wrote."""
 
     records: tuple[Record, ...]
@@ -58,8 +56,7 @@ class ConfLog:
         return self.status == 0 and ends == len(files)
 
 
-@dataclass(slots=True)
-class _FileLog:
+class _FileLog(msgspec.Struct, kw_only=True):
     file: ConfFile
     places: list[tuple[str, str]]
     """Each command with its place, in the order run."""
@@ -67,11 +64,11 @@ class _FileLog:
     """name -> place of a command that builds the name it assigns."""
     defaults: dict[str, tuple[str, str]]
     """name -> (value it would have had but for the environment, place)."""
-    values: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, bool]] = msgspec.field(default_factory=dict)
     done: bool = False
-    assigning: dict[str, str] = field(default_factory=dict)
+    assigning: dict[str, str] = msgspec.field(default_factory=dict)
     """name -> place of the last command that assigns to it by name."""
-    mentioning: dict[str, str] = field(default_factory=dict)
+    mentioning: dict[str, str] = msgspec.field(default_factory=dict)
     """word -> place of the last command that holds it."""
 
     def place_of(self, name: str) -> str:

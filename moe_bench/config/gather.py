@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from moe_bench.config import command_line, knobs as knob_table, misspelt, model_file
 from moe_bench.config.conf import ConfFile, ConfVariables
 from moe_bench.config.knobs import BOUND, KNOBS
@@ -49,8 +51,7 @@ class Request:
     """Knobs of `environment` and flags of `words` that a sweep's --vary set."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
+class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """What the sources say, each with its origin."""
 
     model: str
@@ -98,8 +99,7 @@ def gather_all(requests: Sequence[Request]) -> list[Gathered | ConfigError]:
 _UNREAD = ConfigError("the .conf files were not run")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Begun:
+class _Begun(msgspec.Struct, frozen=True, kw_only=True):
     """A request before its .conf files have run."""
 
     request: Request

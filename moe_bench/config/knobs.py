@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import Setting
 from moe_bench.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Knob:
+class Knob(msgspec.Struct, frozen=True, kw_only=True):
     """One upper-case name of the interface."""
 
     name: str
@@ -162,6 +162,9 @@ _TEXTS = _texts(
     ("COMMENT", "appended to the W&B experiment's name"),
     ("WANDB_PROJECT", "W&B project"),
     ("WANDB_MODE", "online, offline or disabled"),
+    ("WANDB_ENTITY", "W&B team or user"),
+    ("WANDB_RUN_GROUP", "W&B group, for example of a sweep"),
+    ("WANDB_TAGS", "W&B tags: a,b"),
     ("DATASET", "key of the cluster file's DATA_PATHS"),
     ("OUTPUT_PATH", "runs are written under it; default: runs"),
     ("DATA_PATH", "tokenized data; unset: the demo corpus"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from moe_bench.config.run import Origin, Overridden, Setting
 
@@ -37,8 +38,7 @@ MEANING = {
 """What each layer is, for `explain`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """What one layer says about one name."""
 
     name: str

@@ -6,14 +6,14 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 _NVIDIA_DEVICE = re.compile(r"nvidia\d+\Z")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What a local launch can use."""
 
     device: str

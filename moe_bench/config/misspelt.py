@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from moe_bench.config.knobs import KNOBS, is_secret
 from moe_bench.config.model_file import ModelFile
@@ -29,9 +30,9 @@ OTHERS = (
     "MOE_BENCH_RUN_ID",
     "TE_VERSION",
     "TORCH_VERSION",
+    "MOE_BENCH_TRIAGE",
     "WANDB_API_KEY",
-    "WANDB_ENTITY",
-    "WANDB_RUN_GROUP",
+    "WANDB_BASE_URL",
     "WORKSPACE",
 )
 """Variables that the project reads and that are no knobs."""
@@ -52,8 +53,7 @@ _SHORTEST = 5
 _LONG = 12
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Misspelt:
+class Misspelt(msgspec.Struct, frozen=True, kw_only=True):
     """A variable's name beside the one that was probably meant."""
 
     name: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import yaml
 
 from moe_bench.config.nearest import nearest
@@ -16,8 +16,7 @@ _Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Every scalar is its text: nothing is guessed of types."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One `key: value` line."""
 
     name: str
@@ -30,8 +29,7 @@ class Entry:
     """True when the YAML scalar was in quotes, so that `"true"` is a word and not a switch."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelFile:
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """What one model YAML says."""
 
     env_vars: tuple[Entry, ...]

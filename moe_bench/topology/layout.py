@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import lcm, prod
+
+import msgspec
 
 DENSE_ORDER = ("tp", "cp", "dp", "pp")
 """Fastest first: neighbouring ranks share a tensor-parallel group."""
@@ -12,8 +13,7 @@ EXPERT_ORDER = ("etp", "ep", "edp", "pp")
 """The same ranks, as the expert layers divide them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """How a world is divided. The experts divide the same ranks of a pipeline stage in their own way."""
 
     world_size: int

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
+
+import msgspec
 
 _LETTERS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
 _GROUP = re.compile(r"\(([^)]+)\)\*(\d+)")
 _LETTER = re.compile(r"(.)\*(\d+)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One virtual stage of one pipeline rank."""
 
     pp_rank: int
@@ -29,8 +29,7 @@ class Stage:
     loss: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pipeline:
+class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     """Every stage, in the order in which a micro-batch visits them."""
 
     stages: tuple[Stage, ...]

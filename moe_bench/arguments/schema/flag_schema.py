@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.schema.renames import renames
@@ -26,8 +27,7 @@ OLD = frozenset(
 """The flags of renames.yaml's `deprecated`, so that the file is read only when one is used."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlagSchema:
+class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
     """What one Megatron release's parser accepts."""
 
     release: str
