@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from moe_bench.config.conf import ConfFile, ConfLog, ConfVariables, complaint, split, variables
 from moe_bench.errors import ConfigError
@@ -90,8 +91,8 @@ class _Pass:
     def __init__(self, files: tuple[ConfFile, ...], given: list[dict[str, str]]) -> None:
         self._files, self._given = files, given
         shared = dict(set(given[0].items()).intersection(*(one.items() for one in given[1:])))
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by outcomes
-        with tempfile.TemporaryFile() as asked:
+        self._log, self._said = _memory("log"), _memory("said")
+        with _memory("asked") as asked:
             asked.write(b"".join(_asked(one, shared) for one in given))
             asked.seek(0)
             self._process = subprocess.Popen(
@@ -103,31 +104,49 @@ class _Pass:
                 },
                 pass_fds=[self._log.fileno(), asked.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=self._said,
                 stderr=subprocess.STDOUT,
+                process_group=0,
             )
 
     def outcomes(self, shown: Callable[[str], str]) -> Iterator[ConfVariables | ConfigError]:
         """Waits for the process. Raises ConfigError when a file does not come to an end."""
-        limit_s = _TIME_LIMIT_S + 0.1 * len(self._given)
-        with self._log, self._process:
-            try:
-                output, _ = self._process.communicate(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                names = ", ".join(file.shown for file in self._files)
-                raise ConfigError(
-                    f"{names}: still running after {limit_s:.0f} s; a .conf may not wait"
-                ) from None
+        with self._log, self._said:
+            self._wait()
             self._log.seek(0)
             logs = split(self._log.read())
-        said = output.decode(errors="replace").split("\0")[1:]
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace").split("\0")[1:]
         for index, given in enumerate(self._given):
             log = logs[index] if index < len(logs) else None
             if log is not None and log.is_whole(self._files):
                 yield variables(log, self._files, given, shown)
             else:
                 yield complaint(log, self._files, said[index] if index < len(said) else "")
+
+    def _wait(self) -> None:
+        """For bash alone: what a file leaves in the background is the user's. Nothing is left of one that does not end."""
+        limit_s = _TIME_LIMIT_S + 0.1 * len(self._given)
+        try:
+            self._process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self._end()
+            names = ", ".join(file.shown for file in self._files)
+            raise ConfigError(
+                f"{names}: still running after {limit_s:.0f} s; a .conf may not wait"
+            ) from None
+        except BaseException:  # Ctrl-C reaches this process alone
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _memory(name: str) -> BinaryIO:
+    """A file without a name or a disk, far cheaper than one of the tempfile module; bash inherits its descriptor."""
+    return os.fdopen(os.memfd_create(f"moe_bench {name}"), "w+b")
 
 
 def _asked(given: Mapping[str, str], shared: Mapping[str, str]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -28,6 +27,8 @@ class LaunchPlan:
     @property
     def sha256(self) -> str:
         """Of the script's bytes; stored with the run and printed by a dry run."""
+        import hashlib  # noqa: PLC0415 - only for what is submitted or printed
+
         return hashlib.sha256(self.script.encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -90,7 +89,13 @@ def from_checkout(
 
 
 def _tree_key(root: Path) -> str:
-    return hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return _sha256(str(root.resolve()).encode())[:16]
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # noqa: PLC0415 - for checkouts only
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _still_true(root: Path, kept: Path | None) -> _Cached | None:
@@ -102,7 +107,7 @@ def _still_true(root: Path, kept: Path | None) -> _Cached | None:
         return None  # a damaged cache is only a slower start
     for name, digest in cached.hashes.items():
         path = root / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.is_file() or _sha256(path.read_bytes()) != digest:
             return None
     return cached
 
@@ -119,7 +124,7 @@ def _read(root: Path) -> _Cached:
 def _keep(path: Path, cached: _Cached) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{hashlib.sha256(str(path).encode()).hexdigest()[:8]}.partial")
+        partial = path.with_suffix(f".{_sha256(str(path).encode())[:8]}.partial")
         partial.write_bytes(msgspec.json.encode(cached))
         partial.replace(path)
     except OSError:
