@@ -123,25 +123,34 @@ KINDS = (
 )
 """The first kind whose pattern is found wins: causes stand before what they lead to."""
 
-_ERROR_LINE = re.compile(
-    r"error|exception|assert|killed|fatal|cancelled|time limit|unrecognized option", re.IGNORECASE
+_ERROR_WORDS = (
+    *("error", "exception", "assert", "killed", "fatal", "cancelled", "time limit"),
+    "unrecognized option",
 )
+"""In lower case; a line that holds one reads like an error."""
 
 
 def diagnose(lines: Iterable[str]) -> Diagnosis | None:
     """The most telling kind found anywhere in `lines`; None when nothing is known."""
-    kept = [line.strip() for line in lines]
+    text = "\n".join(lines)  # one search of the whole is many times quicker than one a line
     for kind in KINDS:
-        for line in kept:
-            if kind.pattern.search(line):
-                return Diagnosis(name=kind.name, what_to_do=kind.what_to_do, line=line[:400])
+        if match := kind.pattern.search(text):
+            line = _line_at(text, match.start())
+            return Diagnosis(name=kind.name, what_to_do=kind.what_to_do, line=line)
     return None
 
 
 def last_error_line(lines: Iterable[str]) -> str | None:
     """The last line that reads like an error; None when there is none."""
-    found = None
-    for line in lines:
-        if _ERROR_LINE.search(line):
-            found = line.strip()
-    return found[:400] if found else None
+    text = "\n".join(lines)
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a letter whose lower case is longer would shift what follows
+        lowered = text
+    last = max(lowered.rfind(word) for word in _ERROR_WORDS)
+    return None if last < 0 else _line_at(text, last)
+
+
+def _line_at(text: str, position: int) -> str:
+    begin = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    return text[begin : end if end >= 0 else None].strip()[:400]
