@@ -1,0 +1,1 @@
+"""Many points of one run: planned, pruned, run one after another or as job arrays."""

@@ -1,0 +1,272 @@
+"""From what a user asked for to the points that can run, their scripts, and why the others cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from moe_bench.arguments.resolve import Identity, output_folder, resolve_gathered
+from moe_bench.config import model_file
+from moe_bench.config.expand import names_in as names_in_value
+from moe_bench.config.gather import Gathered, Request, gather_all
+from moe_bench.config.knobs import KNOBS
+from moe_bench.config.machine import Machine
+from moe_bench.config.run import Origin, ResolvedRun, Setting, SweepPoint
+from moe_bench.errors import ConfigError, MoeBenchError
+from moe_bench.launch.launcher import Launcher, LaunchPlan
+from moe_bench.planner.memory import states
+from moe_bench.results.sweep_record import SWEEPS_FOLDER, Axis, Point, Pruned, label
+from moe_bench.sweep import axes as axes_of, cost
+
+MOST_POINTS = 20_000
+_LABEL = re.compile(r"[^A-Za-z0-9._+-]+")
+_GROUP = Origin(layer="derived", place="the sweep's id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A sweep as the user described it."""
+
+    request: Request
+    """What all points share."""
+    axes: tuple[Axis, ...]
+    where: str
+    """local or slurm."""
+    sweep_id: str | None = None
+    """None: made from everything else, so that the same command finds its sweep again."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Knobs of the environment that decide what the points are."""
+        varied = {name for axis in self.axes for name in axis.names}
+        found = self.request.environment
+        return {
+            name: found[name]
+            for name in KNOBS
+            if found.get(name) and name not in varied and name not in _NOT_OF_THE_POINTS
+        }
+
+
+_NOT_OF_THE_POINTS = frozenset({"RUN_ID", "DRY_RUN", "OUTPUT_PATH", "LAUNCHER"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One legal combination, ready to start."""
+
+    point: Point
+    run: ResolvedRun
+    plan: LaunchPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPlan:
+    """Everything decided before anything starts."""
+
+    sweep_id: str
+    asked: Asked
+    model: str
+    candidates: tuple[Candidate, ...]
+    pruned: tuple[Pruned, ...]
+
+
+type Check = Callable[[ResolvedRun], str | None]
+"""Why a run would be refused, by a further authority; None when it would not."""
+
+
+def plan(
+    asked: Asked, machine: Machine, launcher: Launcher, check: Check | None = None
+) -> SweepPlan:
+    """Resolve every point as a launch would, keep the legal ones and render them. Raises ConfigError when none is.
+
+    Nothing is written or started.
+    """
+    values = axes_of.points(asked.axes)
+    if len(values) > MOST_POINTS:
+        raise ConfigError(
+            f"--vary makes {len(values):,} points; a sweep has at most {MOST_POINTS:,}, so vary less at once"
+        )
+    requests = [_request(asked, one) for one in values]
+    gathered = gather_all(requests)
+    first = next((one for one in gathered if isinstance(one, Gathered)), None)
+    model = first.model if first else requests[0].environment.get("MODEL", "sweep")
+    sweep_id = asked.sweep_id or _sweep_id(asked, model)
+    project = asked.request.project
+    base = output_folder(first.knobs, project) if first else project / "runs"
+    folder = base / SWEEPS_FOLDER / sweep_id
+    pruned: list[Pruned] = []
+    candidates: list[Candidate] = []
+    seen: dict[bytes, Point] = {}
+    width = len(str(len(values)))
+    for one, request, found in zip(values, requests, gathered, strict=True):
+        number = len(candidates) + 1
+        name = f"{number:0{width}d}-{_name(one)}"
+        try:
+            if isinstance(found, ConfigError):
+                raise found
+            identity = Identity(run_id=name, folder=folder)
+            run = resolve_gathered(found, request, machine, identity)
+            run = _of_sweep(run, sweep_id, number, one)
+            key = fingerprint(run)
+            if key in seen:
+                raise ConfigError(
+                    f"it is the same run as point {seen[key].number} ({seen[key].label}): what differs changes nothing here"
+                )
+            if check is not None and (refusal := check(run)) is not None:
+                raise ConfigError(refusal)
+            rendered = launcher.render(run)
+        except MoeBenchError as error:
+            pruned.append(Pruned(values=one, reason=str(error)))
+            continue
+        candidates.append(
+            Candidate(point=_point(run, rendered, number, one), run=run, plan=rendered)
+        )
+        seen[key] = candidates[-1].point
+    return SweepPlan(
+        sweep_id=sweep_id,
+        asked=asked,
+        model=model,
+        candidates=tuple(candidates),
+        pruned=tuple(pruned),
+    )
+
+
+def known_names(request: Request) -> frozenset[str]:
+    """Names beside the knobs that this run's files read: variables of the .conf files and ${NAME} of the model's YAML.
+
+    Empty where the files cannot be read as they stand: the points then say why.
+    """
+    [found] = gather_all([request])
+    if not isinstance(found, Gathered):
+        return frozenset()
+    return frozenset(found.exported) | names_read(found.file)
+
+
+def names_read(file: model_file.ModelFile) -> frozenset[str]:
+    """The variables that a model's YAML sets or refers to."""
+    entries = (*file.env_vars, *file.defaults, *file.model_args)
+    referred = {name for entry in entries for word in entry.words for name in names_in_value(word)}
+    return frozenset(referred | {one.name for one in (*file.env_vars, *file.defaults)})
+
+
+def fingerprint(run: ResolvedRun) -> bytes:
+    """Equal for two runs that would do the same, whatever they are called."""
+    own = str(run.run_dir)
+    size = {
+        name: run.knobs[name].value
+        for name in ("NNODES", "GPUS_PER_NODE", "RUN_TIME")
+        if name in run.knobs
+    }
+    layers: tuple[Mapping[str, str], ...] = (
+        size,
+        _values(run.args, own),
+        {
+            name: value
+            for name, value in _values(run.env, own).items()
+            if name != "MOE_BENCH_RUN_ID"
+        },
+    )
+    return hashlib.sha256(msgspec.json.encode(layers, order="sorted")).digest()
+
+
+def _values(settings: Mapping[str, Setting], own: str) -> dict[str, str]:
+    return {
+        name: value.replace(own, "") if own in (value := setting.value) else value
+        for name, setting in settings.items()
+    }
+
+
+def _request(asked: Asked, values: Mapping[str, str]) -> Request:
+    flags = [
+        word for name, value in values.items() if name[0] == "-" for word in _words(name, value)
+    ]
+    knobs = {name: value for name, value in values.items() if name[0] != "-"}
+    return replace(
+        asked.request,
+        environment={**asked.request.environment, **knobs},
+        words=(*asked.request.words, *flags),
+        varied=frozenset(values),
+    )
+
+
+def _words(flag: str, value: str) -> tuple[str, ...]:
+    """Several words for a flag that takes a list: `--vary=--window-size="128 0,256 0"`."""
+    words = shlex.split(value) if " " in value else [value]
+    return (f"{flag}={value}",) if len(words) == 1 else (flag, *words)
+
+
+def _of_sweep(
+    run: ResolvedRun, sweep_id: str, number: int, values: Mapping[str, str]
+) -> ResolvedRun:
+    """The run as this point of the sweep: one group in W&B, unless the caller has one."""
+    group = Setting(value=sweep_id, origin=_GROUP)
+    return replace(
+        run,
+        env={"WANDB_RUN_GROUP": group, **run.env},
+        point=SweepPoint(sweep_id=sweep_id, number=number, values=values),
+    )
+
+
+def _sweep_id(asked: Asked, model: str) -> str:
+    """The same for the same command and environment."""
+    everything = (asked.axes, asked.request.words, asked.given, asked.where)
+    digest = hashlib.sha256(msgspec.json.encode(everything, order="sorted")).hexdigest()
+    return f"{_LABEL.sub('_', model)}-{digest[:8]}"
+
+
+def _name(values: Mapping[str, str]) -> str:
+    """Short enough for a directory, and readable: `TP2-MBS4-lr1e-3`."""
+    parts = (f"{name.lstrip('-')}{value}" for name, value in values.items())
+    return _LABEL.sub("_", "-".join(parts))[:80].rstrip("._-")
+
+
+def _point(run: ResolvedRun, rendered: LaunchPlan, number: int, values: Mapping[str, str]) -> Point:
+    knob = run.knobs.get("RUN_TIME")
+    limit = (knob.value, knob.origin.place) if knob else (cost.DEFAULT_RUN_TIME, "default")
+    return Point(
+        number=number,
+        name=run.run_id,
+        values=values,
+        nodes=int(run.knobs["NNODES"].value),
+        ranks=run.world_size,
+        run_time_s=cost.seconds(*limit),
+        script_sha256=rendered.sha256,
+        states_gib=max(one.gib for one in states(run)),
+    )
+
+
+def grouped(pruned: Sequence[Pruned]) -> list[tuple[str, tuple[Pruned, ...]]]:
+    """Reasons that differ in their numbers alone together, each with its combinations; the commonest first."""
+    groups: dict[str, list[Pruned]] = {}
+    for one in pruned:
+        groups.setdefault(re.sub(r"\d+", "#", one.reason), []).append(one)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    return [(members[0].reason, tuple(members)) for members in ordered]
+
+
+def refuse_none_legal(found: SweepPlan) -> None:
+    """Raises ConfigError with every reason when no point can run."""
+    if found.candidates:
+        return
+    lines = "\n".join(f"  {line}" for line in reasons(found.pruned))
+    raise ConfigError(
+        f"none of the {len(found.pruned)} points can run:\n{lines}\nvary other values, or mend what they name"
+    )
+
+
+def reasons(pruned: Sequence[Pruned], most: int = 3) -> Iterable[str]:
+    """One line for each group: which combinations, and why."""
+    for reason, members in grouped(pruned):
+        shown = "; ".join(label(one.values) for one in members[:most])
+        more = f" and {len(members) - most} more" if len(members) > most else ""
+        first = (
+            " (the first's reason; the others differ in its numbers)"
+            if len({m.reason for m in members}) > 1
+            else ""
+        )
+        yield f"{shown}{more}: {reason}{first}"
