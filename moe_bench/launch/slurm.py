@@ -99,7 +99,7 @@ class SlurmLauncher:
             *_shared_directives(runs[0]),
             f"--array=0-{len(runs) - 1}{at_once}",
             f"--job-name={_NOT_IN_A_NAME.sub('_', name)[:120]}",
-            f"--output={_directive_path(folder / 'logs' / 'slurm-%A_%a.log')}",
+            f"--output={_log_path(folder, 'slurm-%A_%a.log')}",
         ]
         return _fill(
             "slurm_array.sh.in",
@@ -282,7 +282,7 @@ def _directives(run: ResolvedRun) -> list[str]:
         f"--ntasks-per-node={_positive(run, 'GPUS_PER_NODE', default=8)}",
         f"--time={_time(run)}",
         f"--job-name={job_name(run)}",
-        f"--output={_directive_path(run.run_dir / 'logs' / 'slurm-%j.log')}",
+        f"--output={_log_path(run.run_dir, 'slurm-%j.log')}",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{_positive(run, 'SIGNAL_BEFORE_S', default=120)}",
@@ -306,7 +306,7 @@ def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
         if _knob(run, "SRUN_MPI")
         else ("pmix" if container.runtime == "pyxis" else "none")
     )
-    log = _directive_path(run.run_dir / "logs" / "rank-%t.log")
+    log = _log_path(run.run_dir, "rank-%t.log")
     return [
         "--kill-on-bad-exit=1",
         f"--mpi={mpi}",
@@ -411,13 +411,15 @@ def _in_a_comment(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def _directive_path(path: Path) -> str:
-    text = str(path)
+def _log_path(folder: Path, pattern: str) -> str:
+    """The log in the folder, whose name Slurm fills in; a % of the folder's own stays as it is."""
+    text = str(folder)
     if re.search(r"[\s\"'\\#]", text):
         raise LaunchError(
-            f"the run's directory {text!r} holds a blank, quote or # that an #SBATCH line cannot carry; set OUTPUT_PATH to a plain path"
+            f"the run's directory {text!r} holds a blank, quote, backslash or # that an #SBATCH line cannot carry; "
+            "set OUTPUT_PATH to a plain path"
         )
-    return text
+    return f"{text.replace('%', '%%')}/logs/{pattern}"
 
 
 # sbatch
