@@ -83,6 +83,19 @@ def _show_summary(run: ResolvedRun) -> None:
 def _show_paths(run: ResolvedRun) -> None:
     print(f"every value with its origin: {run.run_dir / RUN_FILE}")
     print(f"the very script that ran: {run.run_dir / local.SCRIPT}")
+    for line in _wandb_lines(run.run_dir):
+        print(line)
+
+
+def _wandb_lines(run_dir: Path) -> list[str]:
+    """Where the W&B mirror is, or how to send what it kept."""
+    lines = []
+    for event in read_events(run_dir).records:
+        if event.event == "wandb" and "url" in event.fields:
+            lines.append(f"on W&B: {event.fields['url']}")
+        elif event.event == "wandb" and "sync" in event.fields:
+            lines.append(f"send it to W&B with: {event.fields['sync']}")
+    return lines
 
 
 def _show_failure(run: ResolvedRun, status: int) -> None:

@@ -175,5 +175,5 @@ def script(name: str) -> str:
 
 
 def _literal(value: str) -> str:
-    """Kubernetes expands $(NAME) in commands and values; doubling the dollar keeps it as written."""
-    return value.replace("$(", "$$(")
+    """Kubernetes expands $(NAME) in commands and values, and reads $$ as a dollar: all are doubled."""
+    return value.replace("$", "$$")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import queue
 import re
+import shlex
+import signal
+import ssl
 import statistics
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +29,12 @@ MODES = ("online", "offline", "disabled", "shared")
 DEFAULT_PROJECT = "moe_bench"
 MOST_WAITING = 4096
 """Steps kept while W&B is slow; beyond that they are left out of the mirror, and counted."""
+SERVER = "https://api.wandb.ai"
+"""Where W&B is unless WANDB_BASE_URL says otherwise."""
+REACH_TIMEOUT_S = 10
+"""How long the server has to answer at all, ..."""
+INIT_TIMEOUT_S = 60
+"""... and to take the run, before the run is kept offline."""
 _SECRET_NAME = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD)S?$", re.IGNORECASE)
 _HIDDEN = "<hidden>"
 
@@ -67,6 +81,7 @@ class WandbMirror:
         )
         self._waiting: queue.Queue[dict[str, object] | None] = queue.Queue(MOST_WAITING)
         self._left_out = 0
+        self._folder: Path | None = None
         self._thread: threading.Thread | None = None
         if self.mode != "disabled":
             self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
@@ -90,16 +105,14 @@ class WandbMirror:
         """Let W&B finish, for `patience_s` at most; what it has not sent by then stays in `wandb/` for `wandb sync`."""
         if self._thread is None:
             return
-        try:
+        deadline_s = time.monotonic() + patience_s
+        with contextlib.suppress(queue.Full):  # it took nothing: what follows ends it
             self._waiting.put(None, timeout=patience_s)
-        except queue.Full:
-            self._warn(
-                f"W&B took nothing for {patience_s:.0f} s and was left behind; {self._sync_hint}"
-            )
-            return
-        self._thread.join(patience_s)
+        self._thread.join(max(0.0, deadline_s - time.monotonic()))
         if self._thread.is_alive():
-            self._warn(f"W&B did not finish within {patience_s:.0f} s; {self._sync_hint}")
+            end_service()
+            rest = f"; send the rest with: {sync_command(self._folder)}" if self._folder else ""
+            self._warn(f"W&B did not finish within {patience_s:.0f} s{rest}")
         if self._left_out:
             self._warn(
                 f"W&B was too slow: {self._left_out} steps are missing there, not in the record"
@@ -113,10 +126,6 @@ class WandbMirror:
         except queue.Full:
             self._left_out += 1
 
-    @property
-    def _sync_hint(self) -> str:
-        return f"send the rest with: wandb sync {self._run_dir / 'wandb'}"
-
     def _work(self) -> None:
         with _Reporting(self._warn_of):
             wandb = _client()
@@ -124,26 +133,56 @@ class WandbMirror:
             while (figures := self._waiting.get()) is not None:
                 run.log(figures, step=figures["step"])
             run.finish()
+            wandb.teardown()  # its service has written everything only when it has ended
 
     def _begin(self, wandb: Any) -> Any:
         manifest = read_manifest(self._run_dir)
         self._run_dir.joinpath("wandb").mkdir(exist_ok=True)
-        run = wandb.init(
-            project=_flag(manifest, "--wandb-project")
-            or self._environment.get("WANDB_PROJECT")
-            or DEFAULT_PROJECT,
-            entity=self._environment.get("WANDB_ENTITY") or None,
+        try:
+            if self.mode == "online":
+                check_reachable(self._environment.get("WANDB_BASE_URL") or SERVER)
+            run = self._init(wandb, manifest)
+        except (wandb.Error, ValueError, OSError) as error:  # ValueError: a key of another shape
+            if self.mode != "online":
+                raise
+            self._warn(f"W&B cannot be used ({error}); the run is kept offline")
+            wandb.teardown()  # the refused run would hold on to its id
+            self.mode = "offline"
+            run = self._init(wandb, manifest)
+        self._folder = Path(run.dir).parent
+        if self.mode == "offline":
+            place = {"path": str(self._folder), "sync": sync_command(self._folder)}
+        else:
+            place = {"url": str(run.url)}
+        self._say("wandb", mode=self.mode, **place)
+        return run
+
+    def _init(self, wandb: Any, manifest: Manifest) -> Any:
+        def said(name: str) -> str | None:
+            knob = manifest.knobs.get(name)
+            return (knob.value if knob else "") or self._environment.get(name) or None
+
+        return wandb.init(
+            project=_flag(manifest, "--wandb-project") or said("WANDB_PROJECT") or DEFAULT_PROJECT,
+            entity=said("WANDB_ENTITY"),
             name=experiment_name(manifest, self._environment),
-            notes=self._environment.get("COMMENT") or None,
-            group=self._environment.get("WANDB_RUN_GROUP") or None,
+            notes=said("COMMENT"),
+            group=said("WANDB_RUN_GROUP") or _sweep_of(manifest),
+            id=re.sub(r"[^A-Za-z0-9_-]", "-", manifest.run_id),
+            resume="allow"
+            if self.mode == "online"
+            else None,  # a requeued run goes on as the same one
+            job_type="rehearsal" if manifest.rehearsal else "train",
             config=config_of(manifest, secrets=self._secrets),
             dir=str(self._run_dir),
             mode=self.mode,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=60),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                init_timeout=INIT_TIMEOUT_S,
+            ),
         )
-        place = {"path": str(run.dir)} if self.mode == "offline" else {"url": str(run.url)}
-        self._say("wandb", mode=self.mode, **place)
-        return run
 
     def _warn_of(self, error: BaseException) -> None:
         self._warn(
@@ -158,10 +197,56 @@ class WandbMirror:
         self._report(event)
 
 
+def check_reachable(server: str) -> None:
+    """Raises OSError when nothing at that address speaks HTTP.
+
+    wandb 0.26 would ask for more than a minute, in rounds that its init_timeout does not bound (sdk/wandb_init.py,
+    inform_init), and keep nothing of the steps meanwhile.
+    """
+    try:
+        urllib.request.urlopen(server, timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # an answer, whatever it is
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # its own certificates may be known to wandb
+            raise ConnectionError(f"{server}: {error.reason}") from error
+
+
+def sync_command(folder: Path) -> str:
+    """What sends the W&B run in `folder`, by this interpreter's own wandb."""
+    return shlex.join([sys.executable, "-m", "wandb", "sync", str(folder)])
+
+
+def end_service() -> None:
+    """End the wandb client's service process, which this process started.
+
+    wandb 0.26 waits for it at exit without bound (sdk/lib/service/service_connection.py, teardown), and it tries for
+    hours to reach a server. What it has taken is in the run's folder already.
+    """
+    for pid in _children():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().startswith("wandb-core"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
 def experiment_name(manifest: Manifest, environment: Mapping[str, str]) -> str:
-    """`--wandb-exp-name`, or the run's id, with the COMMENT appended where it is not part of it already."""
+    """`--wandb-exp-name`, or the run's id, with the COMMENT appended where it is not part of it already.
+
+    A point of a sweep has its own id in its name, which says what varies.
+    """
     name = _flag(manifest, "--wandb-exp-name") or manifest.run_id
-    comment = environment.get("COMMENT", "").strip()
+    if manifest.point is not None and manifest.run_id not in name:
+        name = f"{name}-{manifest.run_id}"
+    knob = manifest.knobs.get("COMMENT")
+    comment = (knob.value if knob else environment.get("COMMENT", "")).strip()
     return name if not comment or comment in name else f"{name}-{comment}"
 
 
@@ -182,9 +267,23 @@ def config_of(manifest: Manifest, *, secrets: tuple[str, ...] = ()) -> dict[str,
         "run_id": manifest.run_id,
         "model": manifest.model,
         "rehearsal": manifest.rehearsal,
+        **_point_config(manifest),
         **{name: values(layer) for name, layer in layers.items()},
         "origins": {name: origins(layer) for name, layer in layers.items()},
     }
+
+
+def _sweep_of(manifest: Manifest) -> str | None:
+    return manifest.point.sweep_id if manifest.point else None
+
+
+def _point_config(manifest: Manifest) -> dict[str, object]:
+    """What a sweep varies, to group and plot by: `sweep.TP`."""
+    point = manifest.point
+    if point is None:
+        return {}
+    varied = {name.lstrip("-"): value for name, value in point.values.items()}
+    return {"sweep": {"id": point.sweep_id, "point": point.number, **varied}}
 
 
 def metrics(record: StepRecord) -> dict[str, object]:
@@ -212,6 +311,8 @@ def metrics(record: StepRecord) -> dict[str, object]:
     if record.gpus:
         figures["gpu/power_w"] = sum(gpu.power_w for gpu in record.gpus)
         figures["gpu/utilization"] = statistics.fmean(gpu.utilization for gpu in record.gpus)
+        figures["gpu/slowest_sm_clock_mhz"] = min(gpu.sm_clock_mhz for gpu in record.gpus)
+        figures["gpu/largest_memory_gib"] = max(gpu.memory_used_gib for gpu in record.gpus)
     return {name: value for name, value in figures.items() if value is not None}
 
 

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import logging
 import runpy
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from moe_bench.runtime.rank import (
     export_for_cpu,
     rank_context,
 )
+from moe_bench.runtime.stopping import graceful_stop
 
 if TYPE_CHECKING:
     from moe_bench.mcore.cpu.embedding import Embedding
@@ -90,7 +90,8 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
             _use_reference_layers(context, stack)
         if recorder is not None:
             stack.enter_context(recorder.hooks())
-            stack.enter_context(_graceful_stop(recorder))
+            assert context.run_dir is not None
+            stack.enter_context(graceful_stop(recorder, context.run_dir))
             sys.argv = _going_on(context, sys.argv, recorder)
         if has_no_query_norm(sys.argv):
             _leave_out_query_norm(context, stack, recorder)
@@ -115,6 +116,9 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
         )
     found = resume.find(checkpoints)
     if found is None:
+        for reason in resume.unfinished(checkpoints) if context.rank == 0 else ():
+            recorder.event("warning", message=f"starting over: {reason}")
+            sys.stdout.write(f"moe_bench: starting over: {reason}\n")
         return argv
     if context.rank == 0:
         resume.point_tracker(checkpoints, found.step)
@@ -153,9 +157,12 @@ def _leave_out_query_norm(
 
 
 def _mark_steps_left(context: RankContext) -> None:
-    """Tell the job's script that there is more to do: an exit status cannot, since srun ends a step at the first bad one."""
+    """Tell the job's script that there is more to do: an exit status cannot, since srun ends a step at the first bad one.
+
+    Every node says it: on Kubernetes each pod looks for itself as soon as its own ranks have ended.
+    """
     assert context.run_dir is not None
-    if context.rank == 0:
+    if context.local_rank == 0:
         (context.run_dir / STEPS_LEFT_FILE).touch()
 
 
@@ -306,23 +313,6 @@ def _device_name(embedding: Embedding | None) -> str:
     import torch  # noqa: PLC0415
 
     return "cpu" if embedding is not None else str(torch.cuda.get_device_name())
-
-
-@contextlib.contextmanager
-def _graceful_stop(recorder: Recorder) -> Iterator[None]:
-    """SIGTERM and SIGINT end the training after the step in progress, on all ranks at the same step."""
-
-    def stop(number: int, _frame: object) -> None:
-        recorder.stop_requested = True
-        if not recorder.training:
-            sys.exit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # What every pod runs, with the command of the node's ranks as its arguments: lay out the run's directory, start the
-# ranks, pass a stop on to them, and tell Kubernetes how they ended. Kubernetes expands a dollar before a parenthesis
-# in commands, so there is no command substitution here.
+# ranks, pass a stop on to them, and tell Kubernetes how they ended. In commands Kubernetes reads a dollar before a
+# parenthesis or another dollar as its own, so neither stands here.
 set -euo pipefail
 mkdir -p "$MOE_BENCH_RUN_DIR/logs" "$MOE_BENCH_RUN_DIR/results"
 [[ "${PROFILE:-0}" == 0 ]] || mkdir -p "$MOE_BENCH_RUN_DIR/profiles"
@@ -9,16 +9,27 @@ if [[ ! -e "$MOE_BENCH_RUN_DIR/run.json" ]]; then
   mv "$MOE_BENCH_RUN_DIR/.run.json.$NODE_RANK" "$MOE_BENCH_RUN_DIR/run.json"
 fi
 
-ranks=
-trap 'echo "moe_bench: pod $NODE_RANK is told to stop"; [[ -z "$ranks" ]] || kill -TERM "$ranks" || true' TERM
+# The ranks are told themselves: torchrun would kill them 30 s later, in the middle of a checkpoint.
+export MOE_BENCH_RANK_PIDS="/tmp/moe-bench-$BASHPID"
+mkdir "$MOE_BENCH_RANK_PIDS"
+torchrun='' rank='' told=0
+trap '
+  echo "moe_bench: pod $NODE_RANK is told to stop: asking its ranks for a checkpoint"
+
+  for rank in "$MOE_BENCH_RANK_PIDS"/*; do
+    if kill -TERM "${rank##*/}" 2>/dev/null; then told=1; fi
+  done
+  [[ "$told" == 1 || -z "$torchrun" ]] || kill -TERM "$torchrun" || true
+' TERM
 
 "$@" &
-ranks=$!
+torchrun=$!
 while :; do
   rc=0
-  wait "$ranks" || rc=$?
-  kill -0 "$ranks" 2>/dev/null || break
+  wait "$torchrun" || rc=$?
+  kill -0 "$torchrun" 2>/dev/null || break
 done
+rm -rf "$MOE_BENCH_RANK_PIDS"
 
 # An exit code of 0 would count this pod as done, and the run would never go on.
 if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then

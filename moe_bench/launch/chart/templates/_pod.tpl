@@ -5,7 +5,7 @@ labels: {{ toYaml .Values.labels | nindent 2 }}
 {{- end }}
 
 {{- define "moe-bench.literal" -}}
-{{ . | toString | replace "$(" "$$(" | toJson }}
+{{ . | toString | replace "$" "$$" | toJson }}
 {{- end }}
 
 {{- define "moe-bench.job" -}}
