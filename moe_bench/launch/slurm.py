@@ -21,7 +21,7 @@ from moe_bench.errors import LaunchError
 from moe_bench.launch import queue
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
 from moe_bench.launch.queue import QueueEntry
-from moe_bench.results.records import STEPS_LEFT_FILE
+from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
 
 SUBMIT_TIMEOUT_S = 60
 QUEUE_FULL_PATIENCE_S = 12
@@ -132,6 +132,10 @@ class SlurmLauncher:
             PROBE_S=str(PROBE_TIMEOUT_S),
             MAX_REQUEUES=str(_max_requeues(run)),
             STEPS_LEFT_FILE=STEPS_LEFT_FILE,
+            STOP_FILE=STOP_FILE,
+            STOP_SIGNAL="TERM"
+            if container.runtime == "docker"
+            else "URG",  # docker passes no URG on
             STEPS_LEFT=_GO_ON if "--save" in run.args else _NO_CHECKPOINT,
         )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
+import signal
 import socket
 import sys
 import time
@@ -343,7 +345,8 @@ class Recorder:
         @functools.wraps(original)
         def save_checkpoint_and_time(*args: Any, **kwargs: Any) -> Any:
             before_s = self._clock.excluded_s
-            result = timed(*args, **kwargs)
+            with _signals_held():
+                result = timed(*args, **kwargs)
             if self._rank == 0:
                 duration_s = self._clock.excluded_s - before_s
                 path = str(_megatron_args().save)
@@ -392,6 +395,21 @@ def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]
         split = getattr(parameter, "tensor_model_parallel", False)
         duplicate = getattr(parameter, "shared", False) and not mpu.is_pipeline_first_stage()
         if not getattr(parameter, "allreduce", True):  # over expert ranks, not data ranks
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """SIGTERM and SIGINT wait, here and for good in the processes that a save starts.
+
+    Megatron keeps a queue's server between saves (dist_checkpointing/strategies/filesystem_async.py, 0.19.2). Slurm
+    signals every process of a step: a server that SIGTERM ends fails the very save that the signal asks for.
+    """
+    held = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
             here = mpu.get_expert_data_parallel_rank() == 0
         else:
             here = first_dp and (split or first_tp) and not duplicate

@@ -16,6 +16,9 @@ EVENTS_FILE = "results/events.jsonl"
 STEPS_LEFT_FILE = "results/steps-left"
 """There when a signal ended the training with steps left, after a checkpoint where one is saved: requeue."""
 
+STOP_FILE = "results/stop"
+"""There once a job's script has asked its ranks to stop: for those that had not begun to listen for the signal."""
+
 LM_LOSS = "lm loss"
 """Megatron's name of the loss that is shown."""
 

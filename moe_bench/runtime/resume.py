@@ -32,9 +32,9 @@ class Resumption:
 
 
 def find(checkpoints: Path) -> Resumption | None:
-    """The newest whole torch_dist checkpoint under `checkpoints`; None when there is none at all.
+    """The newest whole torch_dist checkpoint under `checkpoints`; None when no save there ever ended.
 
-    Raises CheckpointError when there are checkpoints and none of them is whole: starting over would bury them.
+    Raises CheckpointError when saves have ended and none is whole any more: starting over would bury them.
     """
     passed_over: list[str] = []
     for step, folder in _newest_first(checkpoints):
@@ -42,11 +42,20 @@ def find(checkpoints: Path) -> Resumption | None:
         if reason is None:
             return Resumption(step=step, checkpoint=folder, passed_over=tuple(passed_over))
         passed_over.append(f"{folder}: {reason}")
-    if not passed_over:
+    if len(passed_over) == len(unfinished(checkpoints)):
         return None
     raise CheckpointError(
         f"{checkpoints}: no checkpoint there is whole ({'; '.join(passed_over)}); "
         "restore one, or move the folder away to start over"
+    )
+
+
+def unfinished(checkpoints: Path) -> tuple[str, ...]:
+    """The saves that were broken off before anything described them, each with the reason."""
+    return tuple(
+        f"{folder}: the save did not end"
+        for _, folder in _newest_first(checkpoints)
+        if not any((folder / name).exists() for name in ("metadata.json", ".metadata"))
     )
 
 

@@ -23,12 +23,15 @@ unset SLURM_CPU_BIND SLURM_CPU_BIND_LIST
 
 echo "moe_bench: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST, rendezvous $MASTER_ADDR:$MASTER_PORT"
 
-# Slurm's warning before the time limit reaches this shell only. Megatron saves a checkpoint on SIGTERM and ends;
-# the step gets it through scancel, since srun would take a TERM of its own as an order to kill the tasks.
-warned=0
+# Slurm's warning before the time limit reaches this shell only. The ranks save a checkpoint and end when they get the
+# signal; scancel sends it to all processes of the step, so it is one that only a rank heeds. The file is for ranks that
+# do not listen yet.
+warned=0 stop="$MOE_BENCH_RUN_DIR/results/stop"
+rm -f "$stop"
 warn() {
   echo "moe_bench: the time limit or a preemption is near: asking for a checkpoint"
   warned=1
+  touch "$stop"
   scancel --signal=TERM "$SLURM_JOB_ID.0" || true
 }
 trap warn USR1 TERM
