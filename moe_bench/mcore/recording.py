@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
 import signal
 import socket
 import sys
@@ -381,20 +380,6 @@ class Recorder:
         return checkpoint_and_decide_exit
 
 
-def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]:
-    """(all, active for one token) parameters of the whole model. Collective over all ranks.
-
-    A parameter that several ranks hold is counted on the first of them.
-    """
-    from megatron.core import mpu  # noqa: PLC0415 - the embedding comes first
-
-    dense = experts = 0
-    first_tp = mpu.get_tensor_model_parallel_rank() == 0
-    first_dp = mpu.get_data_parallel_rank(with_context_parallel=True) == 0
-    for name, parameter in (each for chunk in model for each in chunk.named_parameters()):
-        split = getattr(parameter, "tensor_model_parallel", False)
-        duplicate = getattr(parameter, "shared", False) and not mpu.is_pipeline_first_stage()
-        if not getattr(parameter, "allreduce", True):  # over expert ranks, not data ranks
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """SIGTERM and SIGINT wait, here and for good in the processes that a save starts.
@@ -410,6 +395,20 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]:
+    """(all, active for one token) parameters of the whole model. Collective over all ranks.
+
+    A parameter that several ranks hold is counted on the first of them.
+    """
+    from megatron.core import mpu  # noqa: PLC0415 - the embedding comes first
+
+    dense = experts = 0
+    first_tp = mpu.get_tensor_model_parallel_rank() == 0
+    first_dp = mpu.get_data_parallel_rank(with_context_parallel=True) == 0
+    for name, parameter in (each for chunk in model for each in chunk.named_parameters()):
+        split = getattr(parameter, "tensor_model_parallel", False)
+        duplicate = getattr(parameter, "shared", False) and not mpu.is_pipeline_first_stage()
+        if not getattr(parameter, "allreduce", True):  # over expert ranks, not data ranks
             here = mpu.get_expert_data_parallel_rank() == 0
         else:
             here = first_dp and (split or first_tp) and not duplicate
