@@ -97,3 +97,18 @@ def test_the_tracker_is_pointed_at_the_step_that_is_loaded(tmp_path: Path) -> No
     resume.point_tracker(tmp_path, 20)
     assert (tmp_path / resume.TRACKER).read_text() == "20"
     assert [p.name for p in tmp_path.iterdir()] == [resume.TRACKER]
+
+
+def test_a_first_save_that_never_ended_is_a_fresh_start_with_the_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "iter_0000020"
+    folder.mkdir()
+    (folder / "__0_0.distcp").write_bytes(bytes(7))
+    assert resume.find(tmp_path) is None
+    assert resume.unfinished(tmp_path) == (f"{folder}: the save did not end",)
+
+
+def test_an_unfinished_save_beside_a_damaged_one_is_no_fresh_start(tmp_path: Path) -> None:
+    (save(tmp_path, 20) / "__1_0.distcp").unlink()
+    (tmp_path / "iter_0000040").mkdir()
+    with pytest.raises(CheckpointError, match="move the folder away"):
+        resume.find(tmp_path)
