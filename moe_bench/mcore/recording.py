@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import signal
 import socket
 import sys
@@ -116,6 +117,7 @@ class Recorder:
         self._exchange: StepExchange | None = None
         self._counter: ExpertCounter | None = None
         self._step = 0
+        self._warned: set[str] = set()
         self._stopping = False
 
     @property
@@ -281,7 +283,10 @@ class Recorder:
     ) -> StepRecord:
         args = _megatron_args()
         skipped = bool(call["skipped_iter"])
-        grad_norm = call["grad_norm"]
+        grad_norm = None if skipped or call["grad_norm"] is None else float(call["grad_norm"])
+        losses = configured_losses(_floats({**self._tap.step, **call["loss_dict"]}), args)
+        not_finite = not_finite_values(losses | {"grad_norm": grad_norm})
+        self._warn_of(not_finite)
         tokens = args.seq_length * _global_batch_size()
         return StepRecord(
             step=self._step,
@@ -289,8 +294,8 @@ class Recorder:
             train_steps=args.train_iters,
             consumed_samples=args.consumed_train_samples,
             consumed_tokens=args.consumed_train_samples * args.seq_length,
-            losses=_floats({**self._tap.step, **call["loss_dict"]}),
-            grad_norm=None if skipped or grad_norm is None else float(grad_norm),
+            losses={name: None if name in not_finite else losses[name] for name in losses},
+            grad_norm=None if "grad_norm" in not_finite else grad_norm,
             learning_rate=float(call["learning_rate"] or 0.0),
             step_time_s=step_time_s,
             tokens_per_s=tokens / step_time_s,
@@ -300,7 +305,15 @@ class Recorder:
             expert_load=exchanged.expert_load,
             timers_s=exchanged.timers_s,
             gpus=exchanged.gpus,
+            not_finite=not_finite,
         )
+
+    def _warn_of(self, not_finite: Mapping[str, str]) -> None:
+        """An event the first time that a value is not finite; every step's record has it too."""
+        for name in sorted(not_finite.keys() - self._warned):
+            self._warned.add(name)
+            value = not_finite[name]
+            self.event("warning", step=self._step, message=f"step {self._step}: {name} is {value}")
 
     def _read_timers(self) -> list[float]:
         """Seconds of each timer since Megatron last logged."""
@@ -323,7 +336,9 @@ class Recorder:
             result = original(*args, **kwargs)
             losses = result[0] if isinstance(result, tuple) else None
             if self.writes_steps and losses:
-                self.event("evaluation", step=self._step, split="valid", losses=_floats(losses))
+                found = _floats(losses)
+                self.event("evaluation", step=self._step, split="valid", losses=found)
+                self._warn_of(not_finite_values(found))
             return result
 
         return evaluate
@@ -421,6 +436,39 @@ def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]
     dense, experts = counts.tolist()
     share = args.moe_router_topk / args.num_experts if args.num_experts else 0.0
     return dense + experts, dense + round(experts * share)
+
+
+_BALANCING = {
+    "load_balancing_loss": "aux_loss",
+    "seq_load_balancing_loss": "seq_aux_loss",
+    "global_load_balancing_loss": "global_aux_loss",
+}
+"""Megatron's name of a loss in its log, and the --moe-router-load-balancing-type it belongs to."""
+
+
+def configured_losses(losses: Mapping[str, float], args: Any) -> dict[str, float]:
+    """`losses` without those that Megatron logs as zero although nothing asks for them.
+
+    It looks for a type's name anywhere in --moe-router-load-balancing-type (megatron/training/training.py
+    training_log, 0.16 to 0.19.2), so "aux_loss" is found in "seq_aux_loss"; and a coefficient of 0 does not stop it.
+    """
+    kinds = getattr(args, "moe_router_load_balancing_type", None) or ()
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+    weights = getattr(args, "moe_aux_loss_coeff", 0.0)
+    weights = list(weights) if isinstance(weights, list | tuple) else [weights] * len(kinds)
+    active = {kind for kind, weight in zip(kinds, weights, strict=False) if weight}
+    return {
+        name: value for name, value in losses.items() if _BALANCING.get(name, "") in active | {""}
+    }
+
+
+def not_finite_values(values: Mapping[str, float | None]) -> dict[str, str]:
+    """Names and spellings ("nan", "inf", "-inf") of what JSON cannot hold."""
+    return {
+        name: str(value)
+        for name, value in values.items()
+        if value is not None and not math.isfinite(value)
+    }
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:

@@ -279,7 +279,7 @@ def _figures(watch: Watch, step: StepBalance) -> list[tuple[str, str]]:
     if step.loss is not None:
         figures.append(("loss", f"{step.loss:.4f}"))
     elif LM_LOSS in step.losses:
-        figures.append(("loss", "NOT FINITE"))
+        figures.append(("loss", f"NOT FINITE ({step.not_finite.get(LM_LOSS, 'null')})"))
     if step.skipped:
         figures.append(("optimizer", "skipped"))
     figures.append(("speed", format_rate(watch.tokens_per_s)))

@@ -79,7 +79,7 @@ class Step:
     consumed_tokens: int
     losses: Mapping[str, float | None]
     """By Megatron's name: "lm loss", "load_balancing_loss", "mtp_1 loss", ...; "lm loss" is the one shown.
-    JSON has no NaN: a loss that is not finite is written, and read again, as None."""
+    JSON has no NaN: where a loss is not finite, None stands here and `not_finite` says what it was."""
     grad_norm: float | None
     """None on a skipped step, and when it is not finite."""
     learning_rate: float
@@ -95,6 +95,8 @@ class Step:
     timers_s: Mapping[str, float] = field(default_factory=dict)
     """Megatron's timers of this step (forward-compute, optimizer, ...), max over ranks."""
     gpus: tuple[GpuSample, ...] = ()
+    not_finite: Mapping[str, str] = field(default_factory=dict)
+    """By loss, or "grad_norm": "nan", "inf" or "-inf", which stand as None above."""
 
     @property
     def loss(self) -> float | None:

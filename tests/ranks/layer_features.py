@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.activations import quick_gelu
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.moe.experts import SequentialMLP
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from moe_bench.mcore.cpu.attention import CoreAttention
@@ -404,19 +408,50 @@ def gradients(**changes: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def recomputing_changes_nothing() -> None:
     """Full, and each selective module, to the last bit."""
-    expected = gradients()
-    choices: list[dict[str, Any]] = [
-        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    shared = {"moe_shared_expert_intermediate_size": 24, "moe_layer_freq": [0, 1]}
+    choices: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (GQA, {"recompute_granularity": "full", "recompute_method": method})
+        for method in ("uniform", "block")
     ]
+    choices = [(base, {**choice, "recompute_num_layers": 1}) for base, choice in choices]
     choices += [
-        {"recompute_granularity": "selective", "recompute_modules": [module]}
-        for module in ("core_attn", "moe_act", "layernorm", "moe")
+        (base, {"recompute_granularity": "selective", "recompute_modules": [module]})
+        for base, modules in (
+            (GQA, ("core_attn", "moe_act", "layernorm", "moe")),
+            ({**MLA, **shared}, ("mla_up_proj", "mlp", "shared_experts", "layernorm", "moe_act")),
+        )
+        for module in modules
     ]
-    for choice in choices:
-        loss, found = gradients(**choice)
+    for base, choice in choices:
+        expected, (loss, found) = gradients(**base), counted_gradients(**base, **choice)
         assert loss == expected[0], choice
         for name, gradient in found.items():
             torch.testing.assert_close(gradient, expected[1][name], rtol=0, atol=0)
+
+
+def counted_gradients(**changes: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`gradients`, having made sure that something is computed a second time."""
+    again = []
+
+    def count(original: Any) -> Any:
+        def backward(ctx: Any, *arguments: Any) -> Any:
+            again.append(original)
+            return original(ctx, *arguments)
+
+        return backward
+
+    kinds = (
+        tensor_parallel_random.CheckpointFunction,
+        tensor_parallel_random.CheckpointWithoutOutput,
+    )
+    originals = [vars(kinds[0])["backward"], vars(kinds[1])["_recompute"]]
+    kinds[0].backward = staticmethod(count(originals[0].__func__))
+    kinds[1]._recompute = count(originals[1])
+    try:
+        return gradients(**changes)
+    finally:
+        kinds[0].backward, kinds[1]._recompute = originals
+        assert again, f"{changes}: nothing was recomputed"
 
 
 def dispatchers_agree() -> None:
@@ -474,17 +509,78 @@ def multi_token_prediction_trains_its_own_layer() -> None:
         assert any(gradient.abs().max() > 0 for gradient in own.values())
 
 
-def yarn_trains_mla() -> None:
-    """Rotary scaling changes the loss and keeps it finite."""
-    plain, _ = gradients(**MLA)
-    scaled, _ = gradients(
-        **{**MLA, "rope_type": "yarn", "rotary_scaling_factor": 4.0},
-        original_max_position_embeddings=8,
-        mscale=1.0,
-        mscale_all_dim=1.0,
-    )
+def yarn_equals_transformers() -> None:
+    """Frequencies and the attention factor of https://arxiv.org/abs/2309.00071, for GQA and for MLA."""
+    models.start_groups()
+    heads = {"qk_pos_emb_head_dim": 8, "mscale": 0.707, "mscale_all_dim": 1.0}
+    for mscale in (heads["mscale"], 1.0):
+        scaling = {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": mscale,
+            "mscale_all_dim": heads["mscale_all_dim"],
+            "rope_theta": 10000.0,
+        }
+        theirs = LlamaConfig(
+            rope_parameters=scaling,
+            head_dim=8,
+            hidden_size=32,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+        )
+        frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+        ours = YarnRotaryEmbedding(
+            8,
+            rotary_base=10000,
+            scaling_factor=8.0,
+            original_max_position_embeddings=16,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            mscale=mscale,
+            mscale_all_dim=heads["mscale_all_dim"],
+            use_cpu_initialization=True,
+        )
+        angles, own_factor = ours(20)
+        expected = torch.outer(torch.arange(20.0), frequencies).repeat(1, 2)
+        torch.testing.assert_close(angles[:, 0, 0], expected, rtol=1e-5, atol=1e-6)
+        assert abs(float(own_factor) - factor) < 1e-6, (own_factor, factor)
+
+
+def yarn_reaches_the_attention() -> None:
+    """It changes the loss of MLA and of GQA, and keeps it finite."""
+    yarn = {"rotary_scaling_factor": 4.0, "original_max_position_embeddings": 8}
+    plain, scaled = gradients(**MLA)[0], gradients(**{**MLA, "rope_type": "yarn", **yarn})[0]
     assert scaled.isfinite()
     assert scaled != plain
+    extra = {f"yarn_{name}": value for name, value in yarn.items()}
+    extra |= {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_mscale": 1.0}
+    extra |= {"yarn_mscale_all_dim": 1.0, "yarn_correction_range_round_to_int": True}
+    losses = []
+    for kind in ("rope", "yarn"):
+        models.start_groups()
+        settings = models.config(**GQA)
+        for name, value in extra.items():  # arguments give them to the config so, not as fields
+            setattr(settings, name, value)
+        gpt = models.model(settings, position_embedding_type=kind)
+        losses.append(models.loss_and_gradients(gpt)[0])
+    assert losses[1].isfinite()
+    assert losses[0] != losses[1]
+
+
+def gradients_of_bf16_weights_add_up_in_fp32() -> None:
+    """300 micro-batches whose gradients would each vanish in a sum kept in bf16."""
+    weight = torch.nn.Parameter(torch.zeros(2, 1, 1, dtype=torch.bfloat16))
+    weight.main_grad = torch.ones(2, 1, 1)
+    for _ in range(300):
+        weight.grad_added_to_main_grad = False
+        x = torch.full((4, 1), 2.0**-10, dtype=torch.bfloat16)
+        grouped_linear(x, weight, [2, 2]).sum().backward()
+    expected = 1 + 300 * 2 * 2.0**-10
+    assert weight.main_grad.flatten().tolist() == [expected, expected]
+    assert torch.ones((), dtype=torch.bfloat16) + 2.0**-9 == 1, "bf16 would have kept it"
 
 
 def a_model_in_bf16_is_near_the_one_in_fp32() -> None:

@@ -93,15 +93,15 @@ def model(settings: TransformerConfig, **options: Any) -> GPTModel:
     mtp = None
     if settings.mtp_num_layers:
         mtp = specs.get_gpt_mtp_block_spec(settings, spec, use_transformer_engine=False)
+    position = "none" if settings.multi_latent_attention else "rope"
     return GPTModel(
         config=settings,
         transformer_layer_spec=spec,
         mtp_block_spec=mtp,
         vocab_size=VOCABULARY,
         max_sequence_length=SEQUENCE,
-        position_embedding_type="none" if settings.multi_latent_attention else "rope",
         share_embeddings_and_output_weights=False,
-        **options,
+        **{"position_embedding_type": position, **options},
     )
 
 

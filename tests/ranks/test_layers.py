@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.ranks.layer_architectures import CHECKPOINTS, FEATURES, cases
+from tests.ranks.layer_architectures import CHECKPOINTS, FEATURES, ROUTING, cases
 from tests.support.ranks import run_ranks
 
 
@@ -16,9 +16,10 @@ def features() -> dict[str, str]:
     """What each feature's case came to, all on one rank."""
 
     def body() -> dict[str, str]:
-        from tests.ranks import layer_features
+        from tests.ranks import layer_features, router_features
 
-        return outcomes({name: getattr(layer_features, name) for name in FEATURES})
+        files = ((layer_features, FEATURES), (router_features, ROUTING))
+        return outcomes({name: getattr(file, name) for file, names in files for name in names})
 
     return run_ranks(body, 1)[0]
 
@@ -57,7 +58,7 @@ def outcomes(chosen: dict[str, Callable[[], None]]) -> dict[str, str]:
 
 
 @pytest.mark.ranks(1)
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", [*FEATURES, *ROUTING])
 def test_feature_equals_its_reference(feature: str, features: dict[str, str]) -> None:
     assert not features[feature], features[feature]
 

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import datetime
 import importlib
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,9 @@ from typing import Any
 COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=60)
 """A rank that waits longer for the others fails its test: one of them has failed alone."""
 
+PATIENCE_S = 20.0
 WORST_FIRST = ("failed", "error", "hung", "passed", "skipped")
+BAD = ("failed", "error")
 
 
 @dataclass
@@ -103,9 +106,13 @@ def _megatron_on_a_cpu(checkout: Path, ranks: int) -> Iterator[None]:
     lend_compiled_helper(checkout)
     sys.modules["tests.test_utils.python_scripts.download_unit_tests_dataset"] = _no_downloads()
     with quiet_about_gpu_libraries():
-        import megatron.training  # noqa: F401
+        for name in ("torch._dynamo", "megatron.training"):
+            importlib.import_module(name)
+        from megatron.core import parallel_state
 
         from moe_bench.mcore.cpu.spec import reference_layers
+
+        _end_groups(parallel_state, torch.distributed)
 
         with reference_layers(), COMPILED_HELPERS.applied():
             yield
@@ -121,6 +128,30 @@ def _bound_collectives(distributed: Any) -> None:
         setattr(distributed, name, bounded(getattr(distributed, name)))
 
 
+def _end_groups(parallel_state: Any, distributed: Any) -> None:
+    """Groups end with their layout. Megatron only forgets them, and those of a hundred tests are all threads there are."""
+    initialize, destroy = (
+        getattr(parallel_state, f"{verb}_model_parallel") for verb in ("initialize", "destroy")
+    )
+    known = distributed.distributed_c10d._world.pg_map
+    own: list[Any] = []
+
+    def initialize_model_parallel(*args: Any, **kwargs: Any) -> None:
+        before = set(known)
+        initialize(*args, **kwargs)
+        own.extend(group for group in known if group not in before)
+
+    def destroy_model_parallel() -> None:
+        destroy()
+        while own:
+            group = own.pop()
+            if group in known:
+                distributed.destroy_process_group(group)
+
+    parallel_state.initialize_model_parallel = initialize_model_parallel
+    parallel_state.destroy_model_parallel = destroy_model_parallel
+
+
 def _no_downloads() -> types.ModuleType:
     """In place of the module through which Megatron-LM's conftest fetches its test data."""
 
@@ -133,17 +164,25 @@ def _no_downloads() -> types.ModuleType:
 
 
 def run_file(file: str, ranks: int, options: argparse.Namespace) -> Result:
-    """Run one file's tests on so many forked ranks."""
+    """Run one file's tests on so many forked ranks, again for the rest of them when the ranks have parted."""
     folder = options.output / re.sub(r"\W+", "_", file)
     folder.mkdir(exist_ok=True)
-    port = _free_port()
     _import_what_it_imports(Path("tests/unit_tests", file.partition("::")[0]))
-    began_s = time.monotonic()
     argv = _pytest_arguments(file, options)
-    children = [_fork(rank, ranks, port, argv, folder) for rank in range(ranks)]
-    _wait(children, began_s + options.file_timeout)
-    outcomes = [_read(folder / f"rank-{rank}.jsonl") for rank in range(ranks)]
-    return Result(file, ranks, time.monotonic() - began_s, _merged(outcomes))
+    result = Result(file, ranks)
+    began_s = time.monotonic()
+    deadline_s = began_s + options.file_timeout
+    for attempt in itertools.count():
+        logs = [folder / f"{attempt}-rank-{rank}.log" for rank in range(ranks)]
+        port, done = _free_port(), frozenset(result.tests)
+        children = [_fork(rank, ranks, port, argv, log, done) for rank, log in enumerate(logs)]
+        ended = _wait(children, logs, deadline_s, options.test_timeout)
+        found = _merged([_read(log) for log in logs], whole=ended)
+        result.tests |= found
+        if ended or not found or time.monotonic() > deadline_s:
+            break
+    result.seconds = time.monotonic() - began_s
+    return result
 
 
 def _import_what_it_imports(test_file: Path) -> None:
@@ -157,7 +196,8 @@ def _import_what_it_imports(test_file: Path) -> None:
 
 def _pytest_arguments(file: str, options: argparse.Namespace) -> list[str]:
     timeout = f"--timeout={options.test_timeout}"
-    plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+    unused = ("cacheprovider", "xdist", "hypothesispytest", "anyio")
+    plugins = [word for name in unused for word in ("-p", f"no:{name}")]
     # Its own settings stop at the first failure and print every test's output.
     settings = ["-c", os.devnull, f"--rootdir={Path.cwd()}", "-W", "ignore", "--tb=short", "-q"]
     chosen = ["-m", "not flaky_in_dev and not experimental"]
@@ -171,15 +211,17 @@ def _free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def _fork(rank: int, ranks: int, port: int, argv: Sequence[str], folder: Path) -> int:
+def _fork(
+    rank: int, ranks: int, port: int, argv: Sequence[str], log: Path, done: frozenset[str]
+) -> int:
     child = os.fork()
     if child:
         return child
     try:
         os.setpgid(0, 0)  # what a test starts is ended with it
-        log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -194,8 +236,8 @@ def _fork(rank: int, ranks: int, port: int, argv: Sequence[str], folder: Path) -
         install(local_world_size=ranks)
         import pytest
 
-        with (folder / f"rank-{rank}.jsonl").open("w", buffering=1) as lines:
-            pytest.main(list(argv), plugins=[Outcomes(lines)])
+        with log.with_suffix(".jsonl").open("w", buffering=1) as lines:
+            pytest.main(list(argv), plugins=[Outcomes(lines, done)])
     finally:
         sys.stdout.flush()
         os._exit(0)
@@ -204,8 +246,13 @@ def _fork(rank: int, ranks: int, port: int, argv: Sequence[str], folder: Path) -
 class Outcomes:
     """A pytest plugin: one line of JSON when a test begins and whenever something is known of it."""
 
-    def __init__(self, lines: Any) -> None:
-        self._lines = lines
+    def __init__(self, lines: Any, done: frozenset[str]) -> None:
+        """`done`: tests that are not run again."""
+        self._lines, self._done = lines, done
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Leave out what is done."""
+        items[:] = [item for item in items if item.nodeid not in self._done]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Until more is heard, it hangs."""
@@ -236,36 +283,76 @@ def _why(report: Any) -> str:
     return " ".join(text.split())[:500]
 
 
-def _wait(children: Sequence[int], deadline_s: float) -> None:
-    """Until all have ended, or the time is over; then all are ended, with what they started."""
+def _wait(
+    children: Sequence[int], logs: Sequence[Path], deadline_s: float, test_timeout_s: float
+) -> bool:
+    """Until all have ended (True), or the time is over or the ranks have parted: then all are ended.
+
+    Ranks have parted when a test failed on one of them and another still waits for it after PATIENCE_S, or when a test
+    outlasts its time in a collective, where pytest's own limit does not reach it.
+    """
     running = set(children)
+    parted_s: float | None = None
     while running and time.monotonic() < deadline_s:
         running -= {child for child in running if os.waitpid(child, os.WNOHANG)[0]}
-        time.sleep(0.05)
+        time.sleep(0.2)
+        if not _apart(logs, test_timeout_s):
+            parted_s = None
+        elif parted_s is None:
+            parted_s = time.monotonic()
+        elif time.monotonic() - parted_s > PATIENCE_S:
+            break
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
     for child in running:
         os.waitpid(child, 0)
+    return not running
 
 
-def _read(path: Path) -> dict[str, tuple[str, str]]:
+def _apart(logs: Sequence[Path], test_timeout_s: float) -> bool:
+    """Whether a test that failed on one rank has not ended on another, or lasts too long."""
+    ranks = [_read(log) for log in logs]
+    waiting = {
+        nodeid for rank in ranks for nodeid, (outcome, _) in rank.items() if outcome == "hung"
+    }
+    failed = {nodeid for rank in ranks for nodeid, (outcome, _) in rank.items() if outcome in BAD}
+    idle_s = time.time() - max((_lines_of(log).stat().st_mtime for log in logs), default=0.0)
+    return bool(waiting & failed) or (bool(waiting) and idle_s > test_timeout_s)
+
+
+def _lines_of(log: Path) -> Path:
+    lines = log.with_suffix(".jsonl")
+    return lines if lines.exists() else log
+
+
+def _read(log: Path) -> dict[str, tuple[str, str]]:
     """The last word on each test; a failure before it stays."""
     found: dict[str, tuple[str, str]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    path = log.with_suffix(".jsonl")
+    text = path.read_text() if path.exists() else ""
+    for line in text[: text.rfind("\n") + 1].splitlines():
         nodeid, outcome, why = json.loads(line)
         if found.get(nodeid, ("hung", ""))[0] == "hung" or outcome == "error":
             found[nodeid] = (outcome, why)
     return found
 
 
-def _merged(ranks: Sequence[dict[str, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
-    """The worst of what a test came to on all ranks, with the rank whose reason it is."""
+def _merged(
+    ranks: Sequence[dict[str, tuple[str, str]]], *, whole: bool
+) -> dict[str, tuple[str, str]]:
+    """The worst of what a test came to on all ranks, with the rank whose reason it is.
+
+    Unless the ranks ended by themselves (`whole`), only up to the first test that is not over on all of them: what those
+    ahead have met since is its consequence.
+    """
     merged = {}
     for nodeid in dict.fromkeys(nodeid for rank in ranks for nodeid in rank):
         found = [(*rank[nodeid], number) for number, rank in enumerate(ranks) if nodeid in rank]
         outcome, why, rank = min(found, key=lambda each: WORST_FIRST.index(each[0]))
         merged[nodeid] = (outcome, f"rank {rank}: {why}" if why else "")
+        if not whole and any(each[0] == "hung" for each in found):
+            break
     return merged
 
 

@@ -40,15 +40,33 @@ def mesh_maker(function: Callable[..., Any]) -> Callable[..., Any]:
     return init_device_mesh
 
 
+class Done:
+    """The handle of a collective that had nothing to do."""
+
+    def wait(self, *_args: Any) -> bool:
+        """Already over."""
+        return True
+
+    def is_completed(self) -> bool:
+        """Already over."""
+        return True
+
+
 def averaging_in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`all_reduce` with ReduceOp.AVG, which gloo lacks: the sum of the parts over the group's size."""
+    """`all_reduce` with ReduceOp.AVG, which gloo lacks: the sum of the parts over the group's size.
+
+    Of one part nothing is asked of gloo, which would hand it to a thread and wait.
+    """
 
     @functools.wraps(function)
     def all_reduce(
         tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
     ) -> Any:
+        size = dist.get_world_size(group)
+        if size == 1:
+            return Done() if async_op else None
         if op == dist.ReduceOp.AVG:
-            tensor.div_(dist.get_world_size(group))
+            tensor.div_(size)
             op = dist.ReduceOp.SUM
         return function(tensor, op=op, group=group, async_op=async_op)
 

@@ -23,6 +23,7 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import GroupedMLPSubmodules
 
 from moe_bench.mcore.cpu.attention import CoreAttention
+from moe_bench.mcore.cpu.capacity import dropping_the_latest
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
 from moe_bench.mcore.cpu.experts import (
     ColumnParallelGroupedLinear,
@@ -234,6 +235,13 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             ("causal_conv1d", causal_conv1d),
             ("chunk_gated_delta_rule", torch_chunk_gated_delta_rule),
         )
+    ),
+    _replacement(
+        "megatron.core.transformer.moe.moe_utils",
+        "apply_router_token_dropping",
+        dropping_the_latest,
+        "torch.topk picks among equals as it likes on a CPU, and drop policy position counts on the first",
+        wraps=True,
     ),
     _replacement(
         "megatron.core.models.common.embeddings.rope_utils",
