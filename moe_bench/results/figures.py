@@ -37,6 +37,8 @@ class Figure:
     height_px: int = 320
     categories: bool = False
     """Both axes count whole things (layers, experts), so ticks are whole numbers."""
+    x_category: bool = False
+    """The x axis holds names in the order given, though some may look like numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

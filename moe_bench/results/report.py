@@ -72,24 +72,32 @@ def render_report(run_dirs: Sequence[Path]) -> str:
         )
     ]
     series = [_series(page, run_dir) for page, run_dir in zip(pages, run_dirs, strict=True)]
-    environment = jinja2.Environment(
+    shown = figures(series)
+    return (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=_title(comparison),
+            not_the_real_model=NOT_THE_REAL_MODEL,
+            made=datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            runs=pages,
+            differences=comparison.differences,
+            verdicts=list(verdicts(comparison)) if len(pages) > 1 else [],
+            figures=shown,
+            figures_json=for_script(shown),
+            plotly_js=plotly_js(),
+        )
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """Where pages come from: every value is escaped, and one that is missing is an error."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    shown = figures(series)
-    return environment.get_template("report.html.jinja").render(
-        title=_title(comparison),
-        not_the_real_model=NOT_THE_REAL_MODEL,
-        made=datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=pages,
-        differences=comparison.differences,
-        verdicts=list(verdicts(comparison)) if len(pages) > 1 else [],
-        figures=shown,
-        figures_json=_for_script(shown),
-        plotly_js=_plotly_js(),
     )
 
 
@@ -203,7 +211,7 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _for_script(shown: Sequence[object]) -> str:
+def for_script(shown: Sequence[object]) -> str:
     """JSON that cannot end the script element it stands in, whatever it holds."""
     text = msgspec.json.encode(shown).decode()
     for character in "<>&\u2028\u2029":
@@ -211,7 +219,7 @@ def _for_script(shown: Sequence[object]) -> str:
     return text
 
 
-def _plotly_js() -> str:
+def plotly_js() -> str:
     """The library's own JavaScript, as it lies in the installed package (MIT)."""
     spec = importlib.util.find_spec("plotly")
     if spec is None or spec.origin is None:

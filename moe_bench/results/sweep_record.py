@@ -6,7 +6,8 @@ The file is written aside and moved into place, by one process at a time. The po
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ class Point:
     """Its limit."""
     script_sha256: str
     states_gib: float | None = None
-    """Estimated: weights, gradients and optimizer states on the fullest rank."""
+    """Estimated: weights, gradients and optimizer states on the fullest rank; None where the model's size is not known."""
     attempts: tuple[Attempt, ...] = ()
     skipped: str | None = None
     """Why it will not be started; None when it will be, or was."""
@@ -137,6 +138,15 @@ class Sweep:
 def label(values: Mapping[str, str]) -> str:
     """`TP=2 --lr=1e-3`."""
     return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def grouped(pruned: Sequence[Pruned]) -> list[tuple[str, tuple[Pruned, ...]]]:
+    """Reasons that differ in their numbers alone together, each with its combinations; the commonest first."""
+    groups: dict[str, list[Pruned]] = {}
+    for one in pruned:
+        groups.setdefault(re.sub(r"\d+", "#", one.reason), []).append(one)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    return [(members[0].reason, tuple(members)) for members in ordered]
 
 
 _decode = msgspec.json.Decoder(Sweep).decode

@@ -11,10 +11,12 @@ from rich.text import Text
 from moe_bench.results.records import LM_LOSS
 from moe_bench.results.summary import NOT_THE_REAL_MODEL
 from moe_bench.results.summary_text import format_number
-from moe_bench.results.sweep_record import label
+from moe_bench.results.sweep_record import grouped, label
 from moe_bench.results.sweep_summary import Measured, SweepSummary
 
 MOST_PRUNED = 20
+FIGURES = ("tokens/s/GPU", "95 % interval", "of winner", "steps", "step s", "GiB", "loss")
+"""What `figures` gives of a point."""
 
 
 def print_sweep(summary: SweepSummary, console: Console) -> None:
@@ -38,10 +40,10 @@ def other_lines(summary: SweepSummary) -> Iterator[str]:
     for one in summary.unmeasured:
         why = f": {one.why}" if one.why else ""
         yield f"point {one.point.number} ({one.point.label}) {one.state}{why}"
-    for pruned in summary.pruned[:MOST_PRUNED]:
-        yield f"cannot run: {label(pruned.values)}: {pruned.reason}"
-    if len(summary.pruned) > MOST_PRUNED:
-        yield f"{len(summary.pruned) - MOST_PRUNED} more cannot run: see sweep.json"
+    for reason, members in grouped(summary.pruned)[:MOST_PRUNED]:
+        shown = "; ".join(label(one.values) for one in members[:3])
+        more = f" and {len(members) - 3} more" if len(members) > 3 else ""
+        yield f"cannot run: {shown}{more}: {reason}"
     budget = "" if summary.budget_node_hours is None else f" of {summary.budget_node_hours:g}"
     yield f"used {summary.node_hours:.3g}{budget} node-hours"
 
@@ -51,7 +53,7 @@ def _table(summary: SweepSummary) -> Table:
     table.add_column("point", justify="right")
     for name in summary.varied:
         table.add_column(name, overflow="fold")
-    for name in ("tokens/s/GPU", "95 % interval", "of winner", "steps", "step s", "GiB", "loss"):
+    for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     for one in summary.ranked:
         values = (Text(one.point.values[name]) for name in summary.varied)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from moe_bench.config.run import ResolvedRun
-from moe_bench.errors import LaunchError
+from moe_bench.errors import LaunchError, MoeBenchError
 from moe_bench.launch import local
 from moe_bench.launch.directory import RUN_FILE
 from moe_bench.launch.launcher import LaunchPlan
@@ -164,10 +164,7 @@ class LocalQueue:
         elif status == 0:
             self._end(point, outcome=COMPLETED)
         else:
-            failure = find_failure(run_dir / "logs")
-            told = failure.diagnosis.name if failure and failure.diagnosis else None
-            why = told or (failure.line if failure else f"status {status}")
-            self._end(point, outcome=FAILED, why=why)
+            self._end(point, outcome=FAILED, why=_cause(run_dir) or f"status {status}")
         self._say_result(self._point(point.number))
 
     def _say_result(self, point: Point) -> None:
@@ -262,6 +259,17 @@ class Bounded:
             has_ended=lambda: has_ended(self._run_dir, self._started_unix_s),
             patience_s=self._patience_s,
         )
+
+
+def _cause(run_dir: Path) -> str | None:
+    """Of a failure, by its logs; None when they do not tell."""
+    try:
+        failure = find_failure(run_dir / "logs")
+    except MoeBenchError as error:  # a user's own triage rules: no reason to leave the other points
+        return str(error)
+    if failure is None:
+        return None
+    return failure.diagnosis.name if failure.diagnosis else failure.line
 
 
 def is_left(point: Point, retry: bool) -> bool:

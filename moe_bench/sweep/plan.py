@@ -20,7 +20,14 @@ from moe_bench.config.run import Origin, ResolvedRun, Setting, SweepPoint
 from moe_bench.errors import ConfigError, MoeBenchError
 from moe_bench.launch.launcher import Launcher, LaunchPlan
 from moe_bench.planner.memory import states
-from moe_bench.results.sweep_record import SWEEPS_FOLDER, Axis, Point, Pruned, label
+from moe_bench.results.sweep_record import (
+    SWEEPS_FOLDER,
+    Axis,
+    Point,
+    Pruned,
+    grouped,
+    label,
+)
 from moe_bench.sweep import axes as axes_of, cost
 
 MOST_POINTS = 20_000
@@ -236,17 +243,17 @@ def _point(run: ResolvedRun, rendered: LaunchPlan, number: int, values: Mapping[
         ranks=run.world_size,
         run_time_s=cost.seconds(*limit),
         script_sha256=rendered.sha256,
-        states_gib=max(one.gib for one in states(run)),
+        states_gib=_states_gib(run),
     )
 
 
-def grouped(pruned: Sequence[Pruned]) -> list[tuple[str, tuple[Pruned, ...]]]:
-    """Reasons that differ in their numbers alone together, each with its combinations; the commonest first."""
-    groups: dict[str, list[Pruned]] = {}
-    for one in pruned:
-        groups.setdefault(re.sub(r"\d+", "#", one.reason), []).append(one)
-    ordered = sorted(groups.values(), key=len, reverse=True)
-    return [(members[0].reason, tuple(members)) for members in ordered]
+def _states_gib(run: ResolvedRun) -> float | None:
+    try:
+        return max(one.gib for one in states(run))
+    except (
+        MoeBenchError
+    ):  # a model of a user's own may leave sizes to Megatron's defaults: no rule of a launch
+        return None
 
 
 def refuse_none_legal(found: SweepPlan) -> None:
