@@ -22,6 +22,7 @@ from typing import Any, Literal
 from moe_bench.checkpoint.exporting import detect_layer_keys, map_checkpoint
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.flags import megatron_flags
+from moe_bench.checkpoint.query_norm import has_no_query_norm
 from moe_bench.checkpoint.source import open_hf
 from moe_bench.checkpoint.torch_dist import TorchDist, open_torch_dist
 from moe_bench.checkpoint.trial import Layout, check_fits, weight_of
@@ -220,7 +221,6 @@ def run_model(
     from moe_bench.mcore import checkpoint  # noqa: PLC0415
     from moe_bench.mcore.cpu.spec import reference_layers  # noqa: PLC0415
     from moe_bench.mcore.patches import NO_PHANTOM_QUERY_NORM  # noqa: PLC0415
-    from moe_bench.runtime.pretrain import has_no_query_norm  # noqa: PLC0415
 
     sys.argv = ["pretrain_gpt.py", *argv]
     with contextlib.ExitStack() as stack:

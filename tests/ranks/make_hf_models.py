@@ -149,11 +149,18 @@ def configs() -> dict[str, PreTrainedConfig]:
     }
 
 
-def make(name: str, config: PreTrainedConfig, out: Path) -> None:
+def make(
+    name: str,
+    config: PreTrainedConfig,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    folder: Path | None = None,
+) -> None:
     """Save the model and its logits; every parameter is far from its initial value, so that a swap shows."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
+        config, dtype=getattr(torch, dtype), attn_implementation="eager"
     )
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -163,9 +170,9 @@ def make(name: str, config: PreTrainedConfig, out: Path) -> None:
             if "e_score" in buffer_name:
                 buffer.copy_(0.1 * torch.randn_like(buffer))
     if "mxfp4" in name:
-        save_mxfp4(model, out / name)
+        save_mxfp4(model, folder or out / name)
     else:
-        model.save_pretrained(out / name, max_shard_size="150KB")
+        model.save_pretrained(folder or out / name, max_shard_size="150KB")
     model.eval()
     tokens = torch.randint(0, config.vocab_size, (2, 16))
     with torch.no_grad():
@@ -174,7 +181,12 @@ def make(name: str, config: PreTrainedConfig, out: Path) -> None:
 
 
 def _centre(config: PreTrainedConfig, name: str) -> float:
-    """Where a norm scales by one: Qwen3-Next's norms are centred on zero, but for the delta net's own."""
+    """Where a norm scales by one: Qwen3-Next's norms are centred on zero, but for the delta net's own.
+
+    A slow decay keeps transformers' own two forms of the delta rule (in chunks, token by token) within 3.5e-6.
+    """
+    if name.endswith("A_log"):
+        return -3.0
     from_one = config.model_type != "qwen3_next" or "linear_attn.norm" in name
     return 1.0 if "norm" in name and from_one else 0.0
 

@@ -128,15 +128,6 @@ TRAPS = {
 }
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models and logits, made by transformers."""
-    out = tmp_path_factory.mktemp("models")
-    command = [sys.executable, "-W", "ignore", str(HERE / "make_hf_models.py"), str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return out
-
-
 def spelled(case: Case, models: Path, folder: Path) -> dict[str, Any]:
     """One entry of the rank program's list; imports the model on the way."""
     config = json.loads((models / case.family / "config.json").read_text())

@@ -13,7 +13,6 @@ from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_expor
 from moe_bench.checkpoint.importing import CARRIED
 from moe_bench.checkpoint.torch_dist import open_torch_dist
 from moe_bench.checkpoint.verifying import damaged_chunks
-from tests.ranks import test_checkpoint_logits as logits_tests
 from tests.ranks.test_checkpoint_logits import BOUND, HERE, Case, run_listed, spelled
 
 STEPS = "--train-iters 3 --lr 1e-2 --save-interval 3 --eval-interval 1000 --no-save-rng --num-workers 0 --split 100,0,0".split()
@@ -21,8 +20,6 @@ CUT = {
     "mixtral": Case("mixtral", "TP2"),
     "dsv3": Case("dsv3", "PP2 uneven"),
 }
-
-models = logits_tests.models
 
 
 @pytest.mark.ranks(2)

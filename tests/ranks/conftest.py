@@ -1,0 +1,24 @@
+"""What several files of rank tests stand on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and logits, made by transformers."""
+    out = tmp_path_factory.mktemp("models")
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(Path(__file__).with_name("make_hf_models.py")),
+        str(out),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return out
