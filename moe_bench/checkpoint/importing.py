@@ -71,27 +71,38 @@ class ImportResult:
     seconds: float
 
 
-BASE_BYTES = 28 << 20
+_BASE_BYTES = 28 << 20
 """Anonymous memory of a process that holds no tensor (measured)."""
+_PLAN_BYTES_PER_TENSOR = 2200
+"""The plan's share of a source tensor, once in the parent and once in the worker that touches its pages (measured)."""
 _BUFFERS_PER_PROCESS = 6
 """A block as it is read, as FP8 looks it up (index, table, result), and as it is written."""
-
-
 _PIECE_BYTES = 1 << 20
 """Read, checked and written while it is in a core's cache; larger pieces are slower (measured)."""
 
 
-def buffer_bytes(options: ImportOptions, largest_row: int) -> int:
-    """Bytes that each worker may read at once. Raises CheckpointError when the budget is too small."""
-    plan_bytes = BASE_BYTES * (options.processes + 1)
-    budget = (options.memory_bytes - plan_bytes) // (options.processes * _BUFFERS_PER_PROCESS)
-    if budget < max(1 << 20, largest_row):
-        least = plan_bytes + options.processes * _BUFFERS_PER_PROCESS * max(1 << 20, largest_row)
+def memory_needed(options: ImportOptions, plan: Plan) -> int:
+    """Anonymous bytes, all processes together, that an import of this plan is expected to take at its peak."""
+    fixed = _BASE_BYTES * (options.processes + 1) + _PLAN_BYTES_PER_TENSOR * len(
+        plan.source.tensors
+    )
+    each = _BUFFERS_PER_PROCESS * _piece_bytes(plan) + 2 * plan.largest_view
+    return fixed + options.processes * each
+
+
+def check_memory(options: ImportOptions, plan: Plan) -> None:
+    """Raises CheckpointError when the budget is too small."""
+    needed = memory_needed(options, plan)
+    if needed > options.memory_bytes:
         raise CheckpointError(
             f"--memory-mib {options.memory_bytes >> 20} is too little for {options.processes} processes; "
-            f"at least {-(-least >> 20)} are needed (or fewer --processes)"
+            f"at least {-(-needed >> 20)} are needed (or fewer --processes)"
         )
-    return min(budget, max(_PIECE_BYTES, largest_row))
+
+
+def _piece_bytes(plan: Plan) -> int:
+    """Bytes that a worker reads at once: as many as stay in its cache, but a whole row."""
+    return max(_PIECE_BYTES, plan.largest_row)
 
 
 def run_import(
@@ -218,14 +229,17 @@ def _write_units(
 ) -> None:
     if not todo:
         return
-    limit = buffer_bytes(options, plan.largest_row)
+    check_memory(options, plan)
 
     def start() -> Work:
         # numpy is imported by the worker: the parent stays small and single-threaded, so that forking is safe
         from moe_bench.checkpoint.unit_writer import UnitWriter  # noqa: PLC0415
 
         writer = UnitWriter(
-            plan, out / RELEASE, buffer_bytes=limit, allow_non_finite=options.allow_non_finite
+            plan,
+            out / RELEASE,
+            buffer_bytes=_piece_bytes(plan),
+            allow_non_finite=options.allow_non_finite,
         )
 
         def work(unit: Unit) -> None:

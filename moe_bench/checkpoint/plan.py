@@ -104,8 +104,25 @@ class Plan:
 
     @property
     def largest_row(self) -> int:
-        """Bytes of the longest row of the source: the least that a worker must read at once."""
-        return max(t.num_bytes // t.shape[0] for t in self.source.tensors.values() if t.shape)
+        """Bytes of the longest row of a matrix: the least that a worker must read at once."""
+        return max(
+            t.num_bytes // math.prod(t.shape[:-1]) for t in self.source.tensors.values() if t.shape
+        )
+
+    @property
+    def largest_view(self) -> int:
+        """Bytes of the largest matrix that is held whole, because its rows lie scattered; 0 when there is none."""
+        viewed = (
+            (self.source.tensors[piece.name], piece.expert)
+            for planned in self.tensors
+            for matrix in planned.tensor.matrices
+            for piece in matrix.pieces
+            if piece.view is not None and not piece.view.packed
+        )
+        return max(
+            (t.num_bytes // (t.shape[0] if expert is not None else 1) for t, expert in viewed),
+            default=0,
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -143,6 +160,9 @@ def _notes(family: Family, config: Mapping[str, Any], num_mtp: int) -> Iterator[
             "(transformers drops it when it saves): train without --mtp-num-layers"
         )
     yield from (note for when, note in family.notes.items() if holds(when, config))
+    divergence = family.divergence(config)
+    if divergence:
+        yield divergence
 
 
 def make_plan(source: HfSource, model_map: ModelMap) -> Plan:

@@ -62,7 +62,12 @@ def command() -> None:
 @click.option("--dry-run", is_flag=True, help="Print sizes, plan, time and memory; write nothing.")
 def import_(hf: Path, out: Path, **asked: Any) -> None:
     """Write the torch_dist checkpoint OUT from the Hugging Face model HF (a folder, a hub cache entry or a file)."""
-    from moe_bench.checkpoint.importing import ImportOptions, buffer_bytes, run_import
+    from moe_bench.checkpoint.importing import (
+        ImportOptions,
+        check_memory,
+        memory_needed,
+        run_import,
+    )
     from moe_bench.checkpoint.plan import plan_import
 
     gc.disable()  # a plan is a million small objects that live to the end; collecting costs a third of its time
@@ -80,9 +85,9 @@ def import_(hf: Path, out: Path, **asked: Any) -> None:
     )
     _print_plan(plan, time.monotonic() - started)
     if asked["dry_run"]:
-        buffer = buffer_bytes(options, plan.largest_row)
-        print(f"memory    at most {format_bytes(options.memory_bytes)} anonymous in {options.processes} processes "
-              f"({format_bytes(buffer)} read at once by each)")  # fmt: skip
+        check_memory(options, plan)
+        print(f"memory    {format_bytes(memory_needed(options, plan))} anonymous in {options.processes} processes "
+              f"(estimated); --memory-mib allows {format_bytes(options.memory_bytes)}")  # fmt: skip
         print(
             f"time      about {format_duration(plan.num_bytes / _ESTIMATED_BYTES_PER_S)} at 1 GB/s (estimated)"
         )
@@ -278,4 +283,15 @@ class _Trial:
                 f"{'agree' if good else 'DIFFERENT'}",
                 flush=True,
             )
+        if not agree:
+            self._explain()
         return agree
+
+    def _explain(self) -> None:
+        from moe_bench.checkpoint.families import family_of
+        from moe_bench.checkpoint.source import open_hf
+
+        config = open_hf(self.hf).config
+        reason = family_of(config).divergence(config)
+        if reason:
+            print(f"note: {reason}")
