@@ -11,6 +11,7 @@ from rich.console import Console
 
 from moe_bench.arguments.corpus import reads_demo
 from moe_bench.cli._launching import demo_request
+from moe_bench.cli._triage import rules_in_force
 from moe_bench.config.run import ResolvedRun
 from moe_bench.config.sources import process_environment
 from moe_bench.data.demo import find_demo
@@ -104,7 +105,7 @@ def _show_failure(run: ResolvedRun, status: int) -> None:
     print(f"error: the run failed with status {status}; {log} ends:", file=sys.stderr)
     for line in telling_lines(lines):
         print(f"  {line}", file=sys.stderr)
-    diagnosis = diagnose(lines)
+    diagnosis = diagnose(lines, rules_in_force())
     if diagnosis:
         print(f"this looks like: {diagnosis.name}; {diagnosis.what_to_do}", file=sys.stderr)
     print(f"all logs: {run.run_dir / 'logs'}", file=sys.stderr)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import click
 
+from moe_bench.cli._launching import PROJECT
 from moe_bench.cli._runs_folder import runs_folder_option
+from moe_bench.cli._triage import rules_in_force
 from moe_bench.errors import RecordError
+from moe_bench.launch.job import submissions
 from moe_bench.results.manifest import locate_run
 from moe_bench.results.triage import diagnose
 
@@ -25,15 +29,36 @@ _RANK = re.compile(r"rank-(\d+)\.log\Z")
 def command(run: str, rank: int | None, lines: int, runs_folder: Path) -> None:
     """Show the logs of RUN (its directory, its id, part of the id, or `latest`)."""
     run_dir = locate_run(run, base=runs_folder)
-    chosen = _chosen(run_dir / "logs", rank)
+    everything = _from_pods(run_dir, lines) if rank is None else None
+    if everything is None:
+        everything = _from_files(run_dir, rank, lines)
+    if found := diagnose(everything, rules_in_force()):
+        click.echo(f"\n{found.name}: {found.line}\n  {found.what_to_do}")
+
+
+def _from_files(run_dir: Path, rank: int | None, lines: int) -> list[str]:
     everything: list[str] = []
-    for path in chosen:
+    for path in _chosen(run_dir / "logs", rank):
         text = path.read_text(errors="replace").splitlines()
         everything += text
         click.echo(f"==> {path} <==")
         click.echo("\n".join(text[-lines:] if lines else text))
-    if found := diagnose(everything):
-        click.echo(f"\n{found.name}: {found.line}\n  {found.what_to_do}")
+    return everything
+
+
+def _from_pods(run_dir: Path, lines: int) -> list[str] | None:
+    """What Kubernetes has, where the run's files are on a volume that is not seen here; None otherwise."""
+    submitted = submissions(run_dir)
+    if not submitted or submitted[-1].launcher != "kubernetes" or submitted[-1].job_id is None:
+        return None
+    if any((run_dir / "logs").glob("*.log")):
+        return None
+    from moe_bench.launch.kubernetes import KubernetesLauncher
+
+    launcher = KubernetesLauncher(project=PROJECT, python=sys.executable)
+    text = launcher.logs(submitted[-1].job_id, lines=lines)
+    click.echo(text, nl=False)
+    return text.splitlines()
 
 
 def _chosen(folder: Path, rank: int | None) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from moe_bench.cli._runs_folder import runs_folder_option
+from moe_bench.cli._triage import rules_in_force
 from moe_bench.launch.status import RunStatus, statuses
 from moe_bench.results.manifest import RUN_FILE, locate_run, run_dirs
 from moe_bench.units import format_duration, format_rate
@@ -34,7 +35,7 @@ def command(run: str | None, runs_folder: Path, most: int) -> None:
     if not chosen:
         print(f"no runs in {runs_folder} yet; start one with: bash ./interactive_benchmarking.sh")
         return
-    found_statuses, trouble = statuses(chosen)
+    found_statuses, trouble = statuses(chosen, rules_in_force())
     if trouble is not None:
         print(f"moe_bench: {trouble}; telling from files alone", file=sys.stderr)
     for one in found_statuses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from moe_bench.launch.job_log import LastWords, last_words
 from moe_bench.launch.launcher import AnyJobState
 from moe_bench.results.manifest import read_manifest
 from moe_bench.results.state import Standing, State, standing
-from moe_bench.results.triage import Diagnosis, diagnose, last_error_line
+from moe_bench.results.triage import Diagnosis, Rule, diagnose, last_error_line
 
 TAIL_BYTES = 64 * 1024
 """Of each log that is read for an error."""
@@ -57,12 +57,14 @@ class Failure:
     diagnosis: Diagnosis | None
 
 
-def statuses(run_dirs: Iterable[Path]) -> tuple[list[RunStatus], str | None]:
+def statuses(
+    run_dirs: Iterable[Path], rules: Sequence[Rule] | None = None
+) -> tuple[list[RunStatus], str | None]:
     """One status a run, in the order given, and what a scheduler said when it did not answer (files alone are used then)."""
     runs = list(run_dirs)
     submitted = {run_dir: _last_submission(run_dir) for run_dir in runs}
     entries, trouble = _ask(one for one in submitted.values() if one is not None)
-    return [_status(run_dir, submitted[run_dir], entries) for run_dir in runs], trouble
+    return [_status(run_dir, submitted[run_dir], entries, rules) for run_dir in runs], trouble
 
 
 def _ask(submitted: Iterable[Submission]) -> tuple[_Entries, str | None]:
@@ -90,7 +92,12 @@ def _last_submission(run_dir: Path) -> Submission | None:
     return submitted[-1] if submitted else None
 
 
-def _status(run_dir: Path, submission: Submission | None, entries: _Entries) -> RunStatus:
+def _status(
+    run_dir: Path,
+    submission: Submission | None,
+    entries: _Entries,
+    rules: Sequence[Rule] | None,
+) -> RunStatus:
     job_id = submission.job_id if submission else None
     entry = entries.get((submission.launcher, job_id)) if submission and job_id else None
     try:
@@ -122,7 +129,7 @@ def _status(run_dir: Path, submission: Submission | None, entries: _Entries) -> 
         eta_s=(last.train_steps - last.step) * step_time_s
         if training and last and step_time_s
         else None,
-        failure=_failure(run_dir / "logs", state, words) if _went_wrong(state) else None,
+        failure=_failure(run_dir / "logs", state, words, rules) if _went_wrong(state) else None,
     )
 
 
@@ -169,13 +176,15 @@ def _state_from_files(
     return now.state, why
 
 
-def _failure(logs: Path, state: str, words: LastWords) -> Failure | None:
+def _failure(
+    logs: Path, state: str, words: LastWords, rules: Sequence[Rule] | None
+) -> Failure | None:
     """What Slurm did to the job outranks what the ranks said of it; a rank's own failure comes first otherwise."""
-    outside = diagnose([state.upper().replace(" ", "_")]) or (
-        diagnose([words.line]) if words.line and words.from_outside else None
+    outside = diagnose([state.upper().replace(" ", "_")], rules) or (
+        diagnose([words.line], rules) if words.line and words.from_outside else None
     )
     if outside is None or outside.name == "cancelled":
-        return find_failure(logs) if outside is None else None
+        return find_failure(logs, rules) if outside is None else None
     return Failure(rank=None, line=words.line or state, diagnosis=outside)
 
 
@@ -194,7 +203,7 @@ def _went_wrong(state: str) -> bool:
     return state not in fine
 
 
-def find_failure(logs: Path) -> Failure | None:
+def find_failure(logs: Path, rules: Sequence[Rule] | None = None) -> Failure | None:
     """The earliest log that ends in an error, by its last write; None when no log holds one."""
     found: list[tuple[float, Failure]] = []
     for path in logs.glob("*.log"):
@@ -204,7 +213,7 @@ def find_failure(logs: Path) -> Failure | None:
             continue
         match = _RANK_LOG.search(path.name)
         failure = Failure(
-            rank=int(match[1]) if match else None, line=line, diagnosis=diagnose(lines)
+            rank=int(match[1]) if match else None, line=line, diagnosis=diagnose(lines, rules)
         )
         found.append((path.stat().st_mtime, failure))
     if not found:

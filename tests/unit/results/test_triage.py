@@ -1,42 +1,116 @@
-"""Failures are named by their own words."""
+"""Failures are named by their own words: `failures/*.log` are excerpts, each with where it comes from."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from moe_bench.results.triage import diagnose, last_error_line
+from moe_bench.errors import RecordError
+from moe_bench.results.triage import all_rules, diagnose, last_error_line, read_rules
 
-SAID = {
-    "out of GPU memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB",
-    "NCCL timeout": "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12)",
-    "a module is missing": "ModuleNotFoundError: No module named 'transformer_engine'",
-    "a path is wrong": "FileNotFoundError: [Errno 2] No such file or directory: '/data/x.idx'",
-    "time limit": "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-21T05:00:00 DUE TO TIME LIMIT ***",
-    "a node failed": "slurmstepd: error: *** JOB 5 CANCELLED DUE TO NODE FAILURE, SEE SLURMCTLD LOG ***",
-    "preempted": "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED DUE TO PREEMPTION ***",
-    "the disk is full": "OSError: [Errno 28] No space left on device",
-    "out of host memory": "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=5.0",
-    "killed": "srun: error: n1: task 3: Killed",
-}
+FAILURES = sorted((Path(__file__).parent / "failures").glob("*.log"))
 
 
-@pytest.mark.parametrize(("name", "line"), SAID.items(), ids=list(SAID))
-def test_failure_is_named_with_what_to_do(name: str, line: str) -> None:
-    found = diagnose(["step 1 fine", line, "other ranks end"])
+def expected(path: Path) -> tuple[str, list[str]]:
+    """The kind that an excerpt shows, and its lines."""
+    first, source, *lines = path.read_text().splitlines()
+    assert source.startswith("# from: "), path
+    return first.removeprefix("# expect: "), lines
+
+
+@pytest.mark.parametrize("path", FAILURES, ids=lambda path: path.stem)
+def test_a_failure_is_named_by_its_own_words(path: Path) -> None:
+    name, lines = expected(path)
+    found = diagnose(["iteration 1/10 | lm loss: 5.1", *lines, "other ranks end"])
     assert found is not None
-    assert found.name == name
-    assert found.line == line
+    assert found.name == name, found
+    assert found.line in [line.strip()[:400] for line in lines]
     assert found.what_to_do
 
 
+def test_every_kind_of_the_guide_has_an_excerpt() -> None:
+    shown = {expected(path)[0] for path in FAILURES}
+    assert shown >= {
+        *("out of GPU memory", "out of host memory", "the disk is full", "a module is missing"),
+        *("a path is wrong", "the address is in use", "the tokenizer is missing", "time limit"),
+        *("the checkpoint does not fit", "a node failed", "preempted", "NCCL timeout", "killed"),
+        *(
+            "NCCL network error",
+            "not a number",
+            "an unknown flag",
+            "Megatron refused the arguments",
+        ),
+    }
+
+
 def test_the_cause_wins_over_what_it_led_to() -> None:
-    found = diagnose([SAID["killed"], SAID["out of GPU memory"]])
+    found = diagnose(
+        ["srun: error: n1: task 3: Killed", "torch.OutOfMemoryError: CUDA out of memory"]
+    )
     assert found is not None
     assert found.name == "out of GPU memory"
 
 
-def test_a_clean_log_has_no_diagnosis() -> None:
-    assert diagnose(["iteration 1/10 | lm loss: 5.1", "done"]) is None
+@pytest.mark.parametrize(
+    "line",
+    [
+        "iteration 1/10 | lm loss: 5.1",
+        "WARNING: could not find the metadata file /runs/x/checkpoints/latest_checkpointed_iteration.txt",
+        "Transformer Engine is not installed: 4 reference layers in plain torch take its place",
+        "  distributed_timeout_minutes ..................... 10",
+        "  exit_on_missing_checkpoint ...................... False",
+        "  tokenizer_model ................................. None",
+        "moe_bench: the time limit or a preemption is near: asking for a checkpoint",
+    ],
+)
+def test_what_a_healthy_run_says_is_no_failure(line: str) -> None:
+    assert diagnose([line]) is None
+
+
+def test_every_rule_says_what_to_do_and_where_its_words_come_from() -> None:
+    for rule in read_rules():
+        assert rule.what_to_do, rule.name
+        assert rule.source, rule.name
+        assert not re.search(rule.compiled, ""), f"{rule.name} matches everything"
+    names = [rule.name for rule in read_rules()]
+    assert len(names) == len(set(names))
+
+
+def test_a_users_rule_comes_first_and_takes_the_place_of_its_namesake(tmp_path: Path) -> None:
+    folder = tmp_path / "triage_rules"
+    folder.mkdir()
+    (folder / "site.yaml").write_text(
+        "- {name: our proxy, pattern: proxy.corp, what_to_do: ask IT}\n"
+    )
+    more = tmp_path / "more.yaml"
+    more.write_text("- {name: killed, pattern: reaped, what_to_do: look at the reaper}\n")
+    rules = all_rules(tmp_path, str(more))
+    found = diagnose(["ConnectionError: proxy.corp: No such file or directory"], rules)
+    assert found is not None
+    assert (found.name, found.what_to_do) == ("our proxy", "ask IT")
+    assert diagnose(["srun: error: n1: task 3: Killed"], rules) is None
+    assert [rule.name for rule in rules].count("killed") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\n", "rules are a list"),
+        ("- {name: x, pattern: y}\n", "what_to_do"),
+        ("- {name: x, pattern: y, what_to_do: z, colour: red}\n", "colour"),
+        ("- {name: x, pattern: '(', what_to_do: z}\n", "is no regular expression"),
+    ],
+)
+def test_a_file_without_rules_is_refused_with_its_name(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=said) as caught:
+        read_rules(path)
+    assert str(path) in str(caught.value)
 
 
 def test_last_error_line_is_the_last_one() -> None:
