@@ -65,6 +65,7 @@ _BATCH = _counts(
     ("REHEARSE_RANKS", None, "most ranks of a rehearsal, up to 8"),
     ("SEGMENT", None, "nodes of an NVLink segment (Slurm)"),
     ("MASTER_PORT", None, "port of the rendezvous"),
+    ("CPUS_PER_TASK", None, "cores to ask for each rank (Slurm)"),
     ("SIGNAL_BEFORE_S", None, "seconds before RUN_TIME at which a job saves and requeues"),
     ("K8S_SHM_GIB", None, "GiB of a pod's /dev/shm"),
 )
@@ -180,6 +181,8 @@ _TEXTS = _texts(
     ("QOS", "Slurm quality of service"),
     ("RESERVATION", "Slurm reservation"),
     ("CONSTRAINT", "Slurm node features"),
+    ("GRES", "what to ask of each node, for example gpu:8, where --exclusive does not give it"),
+    ("MEM", "memory to ask of each node, for example 200G; 0 for all"),
     ("EXCLUDE", "nodes to avoid"),
     ("NODELIST", "nodes to use"),
     ("DEPENDENCY", "Slurm dependency, for example singleton"),
@@ -230,14 +233,32 @@ def check(name: str, setting: Setting) -> None:
     _CHECKS[KNOBS[name].kind](KNOBS[name], setting)
 
 
+def whole(text: str) -> int | None:
+    """The whole number that bash, Python and Megatron all read here; None for `08`, `+4`, `4.0`, `²` and what is beyond 12 digits."""
+    return int(text) if _WHOLE.fullmatch(text) else None
+
+
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,11}")
+
+
 def as_count(name: str, setting: Setting) -> int:
     """The whole number >= 1 that the knob must hold; raises ConfigError otherwise."""
-    text = setting.value
-    if not re.fullmatch(r"[0-9]+", text):
-        raise ConfigError(f"{says(name, setting)} is not a whole number; use 1, 2, 3, ...")
-    if int(text) < 1:
-        raise ConfigError(f"{says(name, setting)} must be at least 1")
-    return int(text)
+    number = whole(setting.value)
+    if number is None:
+        raise ConfigError(f"{_short(name, setting)} is not a whole number; use 1, 2, 3, ...")
+    if number < 1:
+        raise ConfigError(f"{_short(name, setting)} must be at least 1")
+    return number
+
+
+def _short(name: str, setting: Setting) -> str:
+    """As `says`, of a value that may be of any length and hold anything."""
+    value = setting.value if len(setting.value) <= _SHOWN else f"{setting.value[:_SHOWN]}..."
+    shown = value if value.isprintable() else ascii(value)
+    return f"{name}={shown} ({setting.origin.place})"
+
+
+_SHOWN = 80
 
 
 def _check_count(knob: Knob, setting: Setting) -> None:
@@ -250,7 +271,7 @@ def _check_count_or_false(knob: Knob, setting: Setting) -> None:
 
 
 def _check_number(knob: Knob, setting: Setting) -> None:
-    if not re.fullmatch(r"[0-9]{1,9}", setting.value):
+    if whole(setting.value) is None:
         raise ConfigError(f"{says(knob.name, setting)} is not a whole number; use 0, 1, 2, ...")
 
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -45,6 +45,9 @@ OPTIONAL_DIRECTIVES = (
     ("NODELIST", "--nodelist"),
     ("DEPENDENCY", "--dependency"),
     ("SEGMENT", "--segment"),
+    ("GRES", "--gres"),
+    ("MEM", "--mem"),
+    ("CPUS_PER_TASK", "--cpus-per-task"),
 )
 """Knobs that become an sbatch option when they are set."""
 
@@ -64,7 +67,7 @@ class SlurmLauncher:
             launcher="slurm",
             filename="launch.sh",
             script=self._script(run),
-            environment={},
+            notes=tuple(_notes(run)),
         )
 
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
@@ -151,6 +154,17 @@ class SlurmLauncher:
         python = "python" if container.runtime != "none" else self.python
         words = [*container.prefix, *_profiler(run), python, "-m", "moe_bench.runtime.pretrain"]
         return " \\\n    ".join([shlex.join(words), *_flag_lines(argv(run))])
+
+
+def _notes(run: ResolvedRun) -> Iterator[str]:
+    """What the caller may believe of the job, and is not so."""
+    if _knob(run, "CONTAINER_MOUNTS") and not _knob(run, "CONTAINER_IMAGE"):
+        yield (
+            f"CONTAINER_MOUNTS ({_place(run, 'CONTAINER_MOUNTS')}) does nothing without CONTAINER_IMAGE: "
+            "the ranks run on the nodes themselves"
+        )
+    if "--save" not in run.args:
+        yield "nothing is saved: a job that reaches its time limit or loses a node starts over or ends (--save FOLDER)"
 
 
 # Containers
@@ -311,7 +325,10 @@ def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
         else ("pmix" if container.runtime == "pyxis" else "none")
     )
     log = _log_path(run.run_dir, "rank-%t.log")
+    cores = _knob(run, "CPUS_PER_TASK")
     return [
+        # srun takes no --cpus-per-task from sbatch since Slurm 22.05
+        *([f"--cpus-per-task={_positive(run, 'CPUS_PER_TASK', default=1)}"] if cores else []),
         "--kill-on-bad-exit=1",
         f"--mpi={mpi}",
         "--cpu-bind=none",

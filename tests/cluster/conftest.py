@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -96,8 +98,20 @@ def plain_environment() -> dict[str, str]:
     }
 
 
-def start(folder: Path, port: int, **knobs: str) -> Cluster:
+def free_ports(count: int) -> int:
+    """The first of that many ports in a row that nothing listens on."""
+    for first in range(17817, 30000, count):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
+            for port in range(first, first + count):
+                probe = taken.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", port))
+            return first
+    pytest.skip(f"no Slurm here: there are no {count} free ports in a row")
+
+
+def start(folder: Path, **knobs: str) -> Cluster:
     """A cluster of its own in `folder`. Skips, saying why, where it cannot be had."""
+    port = free_ports(8)
     can_compile = Path("/usr/include/slurm/spank.h").exists() and shutil.which("cc") is not None
     script = plain_environment() | {"SLURM_LOCAL_DIR": str(folder), "SLURM_LOCAL_PORT": str(port)}
     if can_compile or os.getuid() == 0:
@@ -107,6 +121,7 @@ def start(folder: Path, port: int, **knobs: str) -> Cluster:
     if started.returncode != 0 and script.pop("SLURM_LOCAL_SPANK", ""):  # it is only for some tests
         started = _start(script)
     if started.returncode != 0:
+        _stop(script)
         pytest.skip(f"no Slurm here: {started.stderr.strip().splitlines()[-1]}")
     ours = {"SLURM_CONF": str(folder / "slurm.conf"), "MOE_BENCH_DEVICE": "cpu"}
     ours |= {"MOE_BENCH_PYTHON": sys.executable}
@@ -125,15 +140,17 @@ def _start(script: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
 
 def stop(cluster: Cluster) -> None:
     """End every process of the cluster."""
-    subprocess.run(
-        [SCRIPT, "stop"], env=cluster.script_environment, check=False, capture_output=True
-    )
+    _stop(cluster.script_environment)
+
+
+def _stop(script: Mapping[str, str]) -> None:
+    subprocess.run([SCRIPT, "stop"], env=script, check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Slurm with nodes n1 and n2, stopped at the end."""
-    started = start(tmp_path_factory.mktemp("slurm"), 17817)
+    started = start(tmp_path_factory.mktemp("slurm"))
     try:
         yield started
     finally:

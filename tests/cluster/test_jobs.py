@@ -95,11 +95,13 @@ def test_no_secret_is_in_the_run_directory_the_queue_or_a_command_line(trained: 
         assert not holding, name
 
 
-def test_a_secret_reaches_the_job_through_its_environment_alone(
+def test_a_secret_and_the_gpus_asked_for_reach_the_ranks_through_their_environment(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     probe = tmp_path / "python"
-    probe.write_text(f'#!/bin/bash\nprintenv HF_TOKEN > "{tmp_path}/rank-$SLURM_PROCID"\n')
+    probe.write_text(
+        f'#!/bin/bash\nprintenv HF_TOKEN CUDA_VISIBLE_DEVICES > "{tmp_path}/rank-$SLURM_PROCID"\n'
+    )
     probe.chmod(0o755)
     # The apptainer of this test runs what follows its image: the words after it are the rank's command.
     apptainer = tmp_path / "apptainer"
@@ -107,9 +109,11 @@ def test_a_secret_reaches_the_job_through_its_environment_alone(
     apptainer.chmod(0o755)
     knobs = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_TOKEN": SECRETS["HF_TOKEN"]}
     knobs |= {"CONTAINER_RUNTIME": "apptainer", "CONTAINER_IMAGE": "/images/moe.sif"}
+    knobs |= {"GRES": "gpu:2", "MEM": "1G", "CPUS_PER_TASK": "2"}
     job, _ = submit(cluster, tmp_path / "runs", "secret", "--train-iters", "6", **knobs)
     cluster.wait_for(job, "COMPLETED")
-    assert (tmp_path / "rank-1").read_text().strip() == SECRETS["HF_TOKEN"]
+    assert (tmp_path / "rank-1").read_text().split() == [SECRETS["HF_TOKEN"], "0,1"]
+    assert "CPUs/Task=2" in cluster.show(job)
 
 
 def test_a_dry_run_names_secrets_masked_and_prints_the_bytes_that_a_submission_stores(
@@ -280,7 +284,7 @@ def strict(tmp_path: Path) -> Iterator[Cluster]:
     text = (HERE / "slurm.conf.in").read_text()
     template.write_text(f"{text}\nEnforcePartLimits=ALL\nMaxJobCount=2\n")
     folder = tmp_path / "slurm"
-    started = start(folder, 18917, SLURM_LOCAL_TEMPLATE=str(template), SLURM_LOCAL_NODES="1")
+    started = start(folder, SLURM_LOCAL_TEMPLATE=str(template), SLURM_LOCAL_NODES="1")
     try:
         yield started
     finally:
