@@ -10,13 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from moe_bench.launch.kubernetes_values import CHART  # noqa: E402
-from tests.unit.launch.test_kubernetes import GOLDEN, LAUNCHER, chart_sha256, helm_run  # noqa: E402
+from tests.unit.launch.test_kubernetes import GOLDEN, chart_sha256, helm_values  # noqa: E402
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
     from helm_python import Chart  # noqa: PLC0415 - only here is it needed
 
     for kind in ("Job", "JobSet"):
-        values = yaml.safe_load(LAUNCHER.render(helm_run(kind)).script)
+        values = helm_values(kind)
         with Chart.load(CHART) as chart:
             rendered = chart.render(
                 values=values, name=values["name"], namespace=values["namespace"]
