@@ -143,6 +143,8 @@ class Family:
     """Key of config.json that must be falsy -> why this family cannot be converted with it."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Condition (as in `Row.when`; empty: always) -> what the user should know before training."""
+    divergence: Callable[[Mapping[str, Any]], str | None] = lambda _config: None
+    """Why Megatron and transformers compute different logits from the same weights, if with this config.json they do."""
 
 
 def first_k_dense(config: Mapping[str, Any], layer: int) -> bool:
@@ -163,6 +165,18 @@ def linear_layer_types(config: Mapping[str, Any], layer: int) -> bool:
     if types:
         return bool(types[layer] == "linear_attention")
     return (layer + 1) % int(config.get("full_attention_interval") or 4) != 0
+
+
+def group_scores(experts: int, config: Mapping[str, Any]) -> str | None:
+    """Of routers that choose groups of experts first: whether both sides score a group by as many experts."""
+    groups, chosen, topk = (config.get(k) for k in ("n_group", "topk_group", "num_experts_per_tok"))
+    if not groups or not chosen or groups == chosen or topk // chosen == experts:
+        return None
+    return (
+        f"a group of experts is scored by its best {experts} in transformers and by its best {topk // chosen} in Megatron "
+        f"(num_experts_per_tok {topk} / topk_group {chosen}; megatron/core/transformer/moe/moe_utils.py "
+        "group_limited_topk): logits differ although the weights are the same"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,9 @@ class Plan:
     def largest_row(self) -> int:
         """Bytes of the longest row of a matrix: the least that a worker must read at once."""
         return max(
-            t.num_bytes // math.prod(t.shape[:-1]) for t in self.source.tensors.values() if t.shape
+            t.num_bytes // max(1, math.prod(t.shape[:-1]))
+            for t in self.source.tensors.values()
+            if t.shape
         )
 
     @property

@@ -24,7 +24,7 @@ def has_no_query_norm(argv: Sequence[str]) -> bool:
 
 
 def _last_value(argv: Sequence[str], name: str) -> str:
-    """argparse takes the last one."""
+    """Of a flag that is given twice, argparse takes the last."""
     value = ""
     for position, token in enumerate(argv):
         flag, joined, rest = token.partition("=")

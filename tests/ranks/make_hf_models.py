@@ -107,6 +107,9 @@ def configs() -> dict[str, PreTrainedConfig]:
             q_lora_rank=18,
             rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0),
         ),
+        "dsv3_top1": DeepseekV3Config(
+            **MLA, **{**GROUPS, "num_experts_per_tok": 1}, first_k_dense_replace=3, q_lora_rank=18
+        ),
         "moonlight": DeepseekV3Config(
             **MLA,
             **{**GROUPS, "n_group": 1},

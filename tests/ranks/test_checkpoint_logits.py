@@ -124,6 +124,7 @@ TRAPS = {
         "mixtral", layer_keys="per-layer", more=["--moe-layer-freq", "[1]*6"]
     ),
     "stacked keys, list": Case("mixtral", layer_keys="stacked", more=["--moe-layer-freq", "[1]*6"]),
+    "groups scored otherwise": Case("dsv3_top1"),
     "phantom norm": Case("dsv2lite", how="own norm"),
 }
 
@@ -224,6 +225,20 @@ def test_keys_that_fit_the_training_configuration_load(trap: str, quick, models:
 def test_keys_that_do_not_fit_are_refused_by_megatron(trap: str, quick) -> None:
     found, _ = quick
     assert TRAPS[trap].name not in found
+
+
+@pytest.mark.ranks(1)
+@pytest.mark.timeout(280)
+def test_a_router_that_megatron_scores_otherwise_differs_and_the_import_says_so(
+    quick, models: Path
+) -> None:
+    found, log = quick
+    case = TRAPS["groups scored otherwise"]
+    assert case.name in found, log[-3000:]
+    assert distance(found[case.name], models, case.family) > 1e-2
+    notes = plan_import(models / case.family).notes
+    assert any("scored by its best 2 in transformers and by its best 1" in note for note in notes)
+    assert not any("scored by" in note for note in plan_import(models / "dsv3").notes)
 
 
 @pytest.mark.slow

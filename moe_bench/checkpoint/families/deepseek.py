@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 from moe_bench.checkpoint.families.blocks import (
     DENSE_MLP,
     EXPERT_BIAS,
@@ -17,7 +21,7 @@ from moe_bench.checkpoint.families.blocks import (
     ROUTER,
     shared_expert,
 )
-from moe_bench.checkpoint.family import Family, first_k_dense
+from moe_bench.checkpoint.family import Family, first_k_dense, group_scores
 
 _SIZES = {
     **MLA_SIZES,
@@ -42,6 +46,12 @@ _FLAGS = {
     "--moe-router-pre-softmax": "=",
 }
 
+
+def _v2_divergence(config: Mapping[str, Any]) -> str | None:
+    limited = config.get("topk_method") == "group_limited_greedy"
+    return group_scores(1, config) if limited else None
+
+
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
     architectures=("DeepseekV2ForCausalLM",),
@@ -54,6 +64,7 @@ DEEPSEEK_V2 = Family(
     per_layer_keys=True,
     refuse=_NO_BIAS,
     notes=_NOTES,
+    divergence=_v2_divergence,
     flags=_FLAGS,
 )
 
@@ -78,6 +89,7 @@ DEEPSEEK_V3 = Family(
     per_layer_keys=True,
     refuse=_NO_BIAS,
     notes=_NOTES,
+    divergence=partial(group_scores, 2),
     flags={
         **_FLAGS,
         "--moe-router-score-function": "=sigmoid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from moe_bench.checkpoint.families.blocks import (
     DENSE_MLP,
@@ -21,7 +22,7 @@ from moe_bench.checkpoint.families.blocks import (
     ROUTER,
     shared_expert,
 )
-from moe_bench.checkpoint.family import Family, first_k_dense
+from moe_bench.checkpoint.family import Family, first_k_dense, group_scores
 
 GLM4_MOE = Family(
     name="glm4_moe",
@@ -53,6 +54,7 @@ GLM4_MOE = Family(
     copies=MTP_COPIES,
     is_dense=first_k_dense,
     per_layer_keys=True,
+    divergence=partial(group_scores, 2),
     flags={
         **GQA_FLAGS,
         "--ffn-hidden-size": "I",

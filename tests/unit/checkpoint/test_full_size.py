@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from moe_bench.checkpoint.importing import ImportOptions, run_import
 from moe_bench.checkpoint.plan import Plan, plan_import
+from moe_bench.errors import CheckpointError
 from tests.support import hf_models
 
 CONFIG = {
@@ -106,3 +108,12 @@ def test_every_megatron_tensor_is_planned_and_no_chunk_is_large(
         for i in range(len(unit.chunks))
     )
     assert longest <= (64 << 20) + 2048
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+    planned: tuple[int, Plan, float], tmp_path: Path
+) -> None:
+    _, plan, _ = planned
+    with pytest.raises(CheckpointError, match=r"1\.24 TiB are still to be written and .* are free"):
+        run_import(plan, tmp_path / "out", ImportOptions())
+    assert not any((tmp_path / "out" / "release").iterdir())

@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from moe_bench.checkpoint import metadata
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
 from moe_bench.checkpoint.importing import TRACKER, ImportOptions, run_import
+from moe_bench.checkpoint.part_file import PartFile
 from moe_bench.checkpoint.plan import plan_import
 from moe_bench.checkpoint.torch_dist import open_torch_dist
 from moe_bench.checkpoint.verifying import verify
@@ -363,6 +365,32 @@ def test_too_little_memory_is_said_with_what_is_enough(hf: Path, tmp_path: Path)
 def test_a_target_that_cannot_be_written_is_named(hf: Path) -> None:
     with pytest.raises(CheckpointError, match="/proc/self/nowhere: cannot be written"):
         run_import(plan_import(hf), Path("/proc/self/nowhere"), ImportOptions())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user for a moment")
+def test_a_folder_that_may_not_be_written_is_named(hf: Path) -> None:
+    plan = plan_import(hf)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(
+                CheckpointError, match=f"{folder}/out: cannot be written: Permission"
+            ):
+                run_import(plan, Path(folder) / "out", ImportOptions())
+        finally:
+            os.seteuid(0)
+
+
+def test_a_disk_that_fills_up_while_writing_is_said_with_the_way_on(tmp_path: Path) -> None:
+    (tmp_path / "a.distcp.part").symlink_to("/dev/full")
+    file = PartFile(tmp_path / "a.distcp")
+    try:
+        with pytest.raises(CheckpointError, match=r"a\.distcp\.part: the disk is full; free some"):
+            file.write(b"x" * 4096, 0)
+    finally:
+        file.close()
+    assert not (tmp_path / "a.distcp").exists()
 
 
 class Evil:

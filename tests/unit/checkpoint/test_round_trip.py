@@ -260,13 +260,24 @@ def test_processes_memory_and_nodes_do_not_change_a_byte(tmp_path: Path) -> None
 def test_a_hub_cache_entry_and_a_single_file_are_sources(tmp_path: Path) -> None:
     hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL, shards=1)
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
-    snapshot.parent.mkdir(parents=True)
-    hf.rename(snapshot)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for (
+        path
+    ) in hf.iterdir():  # as huggingface_hub lays them: contents by their hash, names as links
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(blobs / digest)
+        (snapshot / path.name).symlink_to(f"../../blobs/{digest}")
     (tmp_path / "models--a--b" / "refs").mkdir()
     (tmp_path / "models--a--b" / "refs" / "main").write_text("0123\n")
     by_cache = plan_import(tmp_path / "models--a--b")
     by_file = plan_import(snapshot / "model.safetensors")
     assert by_cache.hash == by_file.hash
+    run_import(by_cache, tmp_path / "out", ImportOptions())
+    assert verify(tmp_path / "models--a--b", tmp_path / "out").differences == ()
+    assert contents(export_model(tmp_path / "out", tmp_path / "back")) == contents(snapshot)
+    assert (tmp_path / "back" / "tokenizer.json").is_file()
 
 
 def test_the_manifest_names_sources_checksums_and_tool(tmp_path: Path) -> None:
