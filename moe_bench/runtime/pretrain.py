@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_bench.checkpoint.torch_dist import open_torch_dist
-from moe_bench.errors import CheckpointError, MoeBenchError
+from moe_bench.checkpoint.query_norm import has_no_query_norm
+from moe_bench.errors import MoeBenchError
 from moe_bench.results.records import STEPS_LEFT_FILE
 from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
@@ -127,19 +127,6 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
             sys.stdout.write(f"moe_bench: damaged checkpoint passed over: {reason}\n")
         sys.stdout.write(f"moe_bench: going on after step {found.step} of {found.checkpoint}\n")
     return resume.continued(argv, checkpoints)
-
-
-def has_no_query_norm(argv: Sequence[str]) -> bool:
-    """Whether --load names a checkpoint of a model whose queries have no norm, where Megatron would build one."""
-    if "--multi-latent-attention" not in argv or "--q-lora-rank" in argv or "--load" not in argv:
-        return False
-    try:
-        keys = open_torch_dist(Path(_flag(argv, "--load", ""))).tensors
-    except CheckpointError:
-        return False  # not there yet, or another format: Megatron itself says so
-    return any(key.endswith(".linear_q_proj.weight") for key in keys) and not any(
-        key.endswith(".linear_q_proj.layer_norm_weight") for key in keys
-    )
 
 
 def _leave_out_query_norm(
