@@ -1,10 +1,12 @@
 """Speed and memory of `convert`, as ratios to `cp -r` with sync of the same files on the same machine.
 
-usage: python benchmarks/convert.py WORK [--gigabytes 1.8] [--rounds 3]
+usage: python benchmarks/convert.py WORK [--model bf16|fp8]... [--gigabytes 3.4] [--rounds 3] [--no-export]
 
 Writes random models of about that size (Qwen3-MoE in bfloat16, DeepSeek-V3 in FP8 blocks) under WORK and removes them
-at the end. Each round measures, with a cold page cache when the user may drop it: cp, import, export. Peak memory is
-the sum of the anonymous memory of the parent and its workers, sampled every 10 ms.
+at the end. Each round measures, with a cold page cache where the user may drop it: cp, import, export, cp again; every
+time is of the whole command, from start to exit. A round's ratio is to the mean of its two cp's; how far those two are
+apart is the noise. Memory is anonymous memory of the parent and its workers, sampled while they run: as /proc/PID/status
+counts it (pages shared by fork count once for each process) and as smaps_rollup does (they count once).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -131,18 +134,30 @@ def timed(action: Callable[[], None]) -> float:
     return time.monotonic() - started
 
 
-def watched(command: list[str]) -> float:
-    """Run a command; return its peak anonymous bytes over all its processes."""
+class Peak(NamedTuple):
+    """Most anonymous bytes at one moment, over all processes of a command."""
+
+    counted: int
+    """A page that processes share counts for each of them."""
+    physical: int
+
+
+def watched(command: list[str]) -> Peak:
+    """Run a command; return its peak memory."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
     )
-    peak = 0
+    counted = physical = samples = 0
     while process.poll() is None:
-        peak = max(peak, sum(map(_anonymous, [process.pid, *_children(process.pid)])))
+        pids = [process.pid, *_children(process.pid)]
+        counted = max(counted, sum(_kib(p, "status", ("RssAnon", "RssShmem")) for p in pids))
+        if samples % 5 == 0:
+            physical = max(physical, sum(_kib(p, "smaps_rollup", ("Pss_Anon",)) for p in pids))
+        samples += 1
         time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"{command} failed")
-    return peak
+    return Peak(counted << 10, physical << 10)
 
 
 def _children(pid: int) -> list[int]:
@@ -152,14 +167,12 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _anonymous(pid: int) -> int:
+def _kib(pid: int, file: str, fields: tuple[str, ...]) -> int:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
         return 0
-    return sum(
-        int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem"))
-    )
+    return sum(int(line.split()[1]) for line in lines if line.startswith(fields))
 
 
 def copy(source: Path, target: Path) -> None:
@@ -167,39 +180,82 @@ def copy(source: Path, target: Path) -> None:
     subprocess.run(["sync", *map(str, target.iterdir())], check=True)
 
 
-def measure(name: str, work: Path, gigabytes: float, rounds: int) -> None:
-    hf, fp8 = work / name, name == "deepseek fp8"
-    num_bytes = make(hf, DEEPSEEK if fp8 else QWEN3, gigabytes, fp8=fp8)
+class Round(NamedTuple):
+    """Seconds of one round, and the memory of its conversions."""
+
+    cp: tuple[float, float]
+    seconds: dict[str, float]
+    peaks: dict[str, Peak]
+
+
+def run_round(hf: Path, work: Path, verbs: tuple[str, ...]) -> Round:
+    for target in ("cp", "megatron", "back"):
+        shutil.rmtree(work / target, ignore_errors=True)
     convert = [sys.executable, "-m", "moe_bench", "convert"]
-    rows: dict[str, list[float]] = {"cp": [], "import": [], "export": []}
-    peaks: dict[str, list[float]] = {"import": [], "export": []}
-    for _ in range(rounds):
-        for target in ("cp", "megatron", "back"):
-            shutil.rmtree(work / target, ignore_errors=True)
-        rows["cp"].append(timed(lambda: copy(hf, work / "cp")))
+    places = {"import": (hf, work / "megatron"), "export": (work / "megatron", work / "back")}
+    seconds: dict[str, float] = {}
+    peaks: dict[str, Peak] = {}
+
+    def run(verb: str) -> None:
+        peaks[verb] = watched([*convert, verb, *map(str, places[verb])])
+
+    def copied() -> float:
+        taken = timed(lambda: copy(hf, work / "cp"))
         shutil.rmtree(work / "cp")
-        for verb, a, b in (
-            ("import", hf, work / "megatron"),
-            ("export", work / "megatron", work / "back"),
-        ):
-            command = [*convert, verb, str(a), str(b)]
-            rows[verb].append(timed(lambda c=command, v=verb: peaks[v].append(watched(c))))
+        return taken
+
+    before = copied()
+    for verb in verbs:
+        seconds[verb] = timed(lambda v=verb: run(v))
+    return Round((before, copied()), seconds, peaks)
+
+
+def measure(model: str, work: Path, gigabytes: float, rounds: int, verbs: tuple[str, ...]) -> None:
+    hf, fp8 = work / model, model == "fp8"
+    num_bytes = make(hf, DEEPSEEK if fp8 else QWEN3, gigabytes, fp8=fp8)
+    files = sum(1 for _ in hf.glob("*.safetensors"))
+    done = [run_round(hf, work, verbs) for _ in range(rounds)]
     written = sum(p.stat().st_size for p in (work / "megatron" / "release").iterdir())
-    cp = num_bytes / statistics.median(rows["cp"])
+    copies = [cp for one in done for cp in one.cp]
+    noise = max(max(one.cp) / min(one.cp) - 1 for one in done)
     print(
-        f"\n{name}: {num_bytes / 1e9:.2f} GB of source, {written / 1e9:.2f} GB of torch_dist, {rounds} rounds"
+        f"\n{model}: {num_bytes / 1e9:.2f} GB in {files} files, {written / 1e9:.2f} GB of torch_dist, {rounds} rounds\n"
+        f"  cp -r and sync   {_spread(copies)} s, {num_bytes / statistics.median(copies) / 1e9:.2f} GB/s; "
+        f"two of one round differ by up to {noise:.0%}"
     )
-    print(
-        f"  cp -r and sync   {statistics.median(rows['cp']):6.2f} s  {cp / 1e9:.2f} GB/s  (spread {min(rows['cp']):.2f}..{max(rows['cp']):.2f} s)"
-    )
-    for verb in ("import", "export"):
-        seconds = statistics.median(rows[verb])
-        rate = written / seconds
+    for verb in verbs:
+        taken = [one.seconds[verb] for one in done]
+        by_source = [statistics.mean(one.cp) / one.seconds[verb] for one in done]
+        by_written = [ratio * written / num_bytes for ratio in by_source]
         print(
-            f"  {verb:<16} {seconds:6.2f} s  {rate / 1e9:.2f} GB/s written, {rate / cp:.0%} of cp's rate; "
-            f"peak {max(peaks[verb]) / 1e9:.3f} GB anonymous  (spread {min(rows[verb]):.2f}..{max(rows[verb]):.2f} s)"
+            f"  {verb:<16} {_spread(taken)} s, {written / statistics.median(taken) / 1e9:.2f} GB/s written; "
+            f"of cp's rate, by bytes written {_percent(by_written)}, by time {_percent(by_source)}; "
+            f"memory {max(one.peaks[verb].counted for one in done) / 1e6:.0f} MB counted, "
+            f"{max(one.peaks[verb].physical for one in done) / 1e6:.0f} MB physical"
         )
-    shutil.rmtree(work / name)
+    shutil.rmtree(work / model)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})"
+
+
+def _percent(values: list[float]) -> str:
+    return f"{statistics.median(values):.0%} ({min(values):.0%}..{max(values):.0%})"
+
+
+def _place() -> str:
+    """What the figures belong to."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"commit {commit}, {len(names)} x {names[0]}, load {Path('/proc/loadavg').read_text().split()[0]}"
 
 
 def main() -> None:
@@ -207,13 +263,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("work", type=Path)
-    parser.add_argument("--gigabytes", type=float, default=1.8)
+    parser.add_argument("--model", action="append", choices=["bf16", "fp8"])
+    parser.add_argument("--gigabytes", type=float, default=3.4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-export", action="store_true")
     asked = parser.parse_args()
     work = asked.work / "convert-benchmark"
     shutil.rmtree(work, ignore_errors=True)
-    for name in ("qwen3 bf16", "deepseek fp8"):
-        measure(name, work, asked.gigabytes, asked.rounds)
+    print(_place())
+    for model in asked.model or ("bf16", "fp8"):
+        verbs = ("import",) if asked.no_export else ("import", "export")
+        measure(model, work, asked.gigabytes, asked.rounds, verbs)
     shutil.rmtree(work)
 
 
