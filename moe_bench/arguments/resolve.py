@@ -39,13 +39,18 @@ def resolve_run(request: Request, machine: Machine, identity: Identity) -> Resol
 
 
 def resolve_gathered(
-    gathered: Gathered, request: Request, machine: Machine, identity: Identity
+    gathered: Gathered,
+    request: Request,
+    machine: Machine,
+    identity: Identity,
+    flags: Flags | None = None,
 ) -> ResolvedRun:
-    """The same from sources already read."""
+    """The same from sources, and perhaps the release's flags, already read."""
     knobs = rules.dispatcher_knobs(gathered.knobs)
     _check_script(knobs)
     is_dry = knobs["DRY_RUN"].value == "1"
-    flags = Flags.of_release(knobs, None if is_dry else request.project / ".cache" / "flags")
+    kept = None if is_dry else request.project / ".cache" / "flags"
+    flags = flags or Flags.of_release(knobs, kept)
     run_dir = (identity.folder or output_folder(knobs, request.project)) / identity.run_id
     variables = _variables(gathered, knobs, run_dir)
     said = [

@@ -121,7 +121,10 @@ def variables(
     for file_log in _file_logs(log.records, files, shown):
         values = file_log.values
         for name, (value, _) in values.items():
-            current[name] = _after_file(name, value, current.get(name), file_log)
+            before = current.get(name)
+            if before is not None and before.value == value and name not in file_log.defaults:
+                continue
+            current[name] = _after_file(name, value, before, file_log)
     exported = frozenset(name for name, (_, is_exported) in values.items() if is_exported)
     settings = {name: current[name] for name in values} if files else current
     return ConfVariables(settings=settings, exported=exported if files else frozenset(current))
@@ -170,19 +173,40 @@ def _file_logs(
 
 def declared(text: bytes) -> dict[str, tuple[str, bool]]:
     """Name -> (value, whether it is exported) of what `declare -p` printed; an array by its item 0, as `$NAME` reads it."""
-    found: dict[str, tuple[str, bool]] = {}
-    for match in _DECLARATION.finditer(text):
-        attributes, name, value = match.group(1, 2, 3)
-        shown = name.decode()
-        if value is None or b"n" in attributes or _SHELLS_OWN.match(shown):
-            continue
-        if value.startswith(b"("):
-            first = _FIRST_ITEM.match(value)
-            if first is None:
-                continue
-            value = first[1]
-        found[shown] = (_unquoted(value), b"x" in attributes)
-    return found
+    lines = (b"\n" + text).split(_BEGINS)[1:]
+    parsed = [_declaration(line) for line in lines]
+    if (
+        _UNREADABLE in parsed
+    ):  # a value with a line that looks like a declaration, from a bash before 5
+        parsed = [_of_match(match) for match in _DECLARATION.finditer(text)]
+    return {one[0]: (one[1], one[2]) for one in parsed if one is not None}
+
+
+_BEGINS = b"\ndeclare -"
+
+type _Declared = tuple[str, str, bool] | None
+_UNREADABLE: _Declared = ("", "", False)
+
+
+@lru_cache(maxsize=8192)
+def _declaration(line: bytes) -> _Declared:
+    """Of one declaration without its first word. Runs of the same files share most of them."""
+    match = _DECLARATION.fullmatch(b"declare -" + line.rstrip(b"\n") + b"\n")
+    return _UNREADABLE if match is None else _of_match(match)
+
+
+def _of_match(match: re.Match[bytes]) -> _Declared:
+    """Name, value and whether it is exported; None for what has no value, refers to another variable, or is bash's own."""
+    attributes, name, value = match.group(1, 2, 3)
+    shown = name.decode()
+    if value is None or b"n" in attributes or _SHELLS_OWN.match(shown):
+        return None
+    if value.startswith(b"("):
+        first = _FIRST_ITEM.match(value)
+        if first is None:
+            return None
+        value = first[1]
+    return shown, _unquoted(value), b"x" in attributes
 
 
 _ESCAPED = re.compile(rb"\\(?:([0-7]{1,3})|(.))", re.DOTALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from moe_bench.config.run import Origin, Setting
@@ -24,7 +25,7 @@ def find_release(said: Setting | None, megatron_path: Setting | None) -> Setting
         found = of_checkout(Path(megatron_path.value))
         if found:
             return _derived(found, "MEGATRON_PATH's megatron/core/package_info.py")
-    found = installed(sys.path)
+    found = _installed_here(tuple(sys.path))
     if found:
         return _derived(found, "the installed megatron-core")
     return _derived(BUILT_FOR, "the release this project is locked to")
@@ -57,6 +58,12 @@ def of_checkout(path: Path) -> str | None:
     if {"MAJOR", "MINOR", "PATCH"} - parts.keys():
         return None
     return f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}"
+
+
+@lru_cache
+def _installed_here(search_path: tuple[str, ...]) -> str | None:
+    """Kept: what is installed does not change while a program runs, and a sweep asks for each of its points."""
+    return installed(search_path)
 
 
 def installed(search_path: Iterable[str]) -> str | None:

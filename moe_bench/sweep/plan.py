@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from moe_bench.arguments.flags import Flags
 from moe_bench.arguments.resolve import Identity, output_folder, resolve_gathered
 from moe_bench.config import model_file
 from moe_bench.config.expand import names_in as names_in_value
@@ -109,6 +110,7 @@ def plan(
     pruned: list[Pruned] = []
     candidates: list[Candidate] = []
     seen: dict[bytes, Point] = {}
+    flags_of = _FlagsOnce()
     width = len(str(len(values)))
     for one, request, found in zip(values, requests, gathered, strict=True):
         number = len(candidates) + 1
@@ -117,7 +119,7 @@ def plan(
             if isinstance(found, ConfigError):
                 raise found
             identity = Identity(run_id=name, folder=folder)
-            run = resolve_gathered(found, request, machine, identity)
+            run = resolve_gathered(found, request, machine, identity, flags_of(found))
             run = _of_sweep(run, sweep_id, number, one)
             key = fingerprint(run)
             if key in seen:
@@ -186,6 +188,20 @@ def _values(settings: Mapping[str, Setting], own: str) -> dict[str, str]:
         name: value.replace(own, "") if own in (value := setting.value) else value
         for name, setting in settings.items()
     }
+
+
+class _FlagsOnce:
+    """A release's flags, read once: those of a checkout take longer than all else of a point."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, ...], Flags] = {}
+
+    def __call__(self, found: Gathered) -> Flags:
+        knobs = ("MCORE_RELEASE_VERSION", "MEGATRON_PATH")
+        key = tuple(found.knobs[name].value if name in found.knobs else "" for name in knobs)
+        if key not in self._read:
+            self._read[key] = Flags.of_release(found.knobs)
+        return self._read[key]
 
 
 def _request(asked: Asked, values: Mapping[str, str]) -> Request:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_bench.config.conf import ConfFile, ConfVariables
+from moe_bench.config.conf import ConfFile, ConfVariables, declared
 from moe_bench.config.sources import run_confs, run_confs_in
 from moe_bench.errors import ConfigError
 
@@ -243,3 +243,16 @@ def test_a_file_that_leaves_the_shell_in_one_environment_leaves_the_others_alone
     assert (one.settings["PP"].value, three.settings["PP"].value) == ("1", "3")
     assert "common.conf failed" in str(two)
     assert "status 3" in str(two)
+
+
+def test_declarations_are_read_from_an_old_bash_too() -> None:
+    """Before version 5 bash wrote a line break within quotes as it is, so a value may hold what looks like a declaration."""
+    text = (
+        b'declare -x A="one\ndeclare -x B=\\"two\\"\n"\ndeclare -- C="\\$HOME"\n'
+        b'declare -a D=([0]="first" [1]=$\'sec\\nond\')\ndeclare -n E="A"\ndeclare -x F\n'
+    )
+    assert declared(text) == {
+        "A": ('one\ndeclare -x B="two"\n', True),
+        "C": ("$HOME", False),
+        "D": ("first", False),
+    }
