@@ -36,6 +36,38 @@ def test_every_script_defaults_to_a_preset_that_exists(script: Path) -> None:
     assert (ROOT / f"model_configs/benchmarking/{model}.yaml").is_file()
 
 
+OF_SCRIPT = {
+    "DeepSeek-V2": (hf_models.DEEPSEEK_V2, "per-layer"),
+    "DeepSeek-V3": (hf_models.DEEPSEEK_V3, "per-layer"),
+    "GLM-4.5": (hf_models.GLM, "per-layer"),
+    "Kimi-K2": (hf_models.DEEPSEEK_V3, "per-layer"),
+    "Mixtral": (hf_models.MIXTRAL, "stacked"),
+    "Moonlight": (hf_models.MOONLIGHT, "per-layer"),
+    "OLMoE": (hf_models.OLMOE, "stacked"),
+    "Qwen2-MoE": (hf_models.QWEN2, "stacked"),
+    "Qwen3-MoE": (hf_models.QWEN3, "stacked"),
+    "Qwen3-Next": (hf_models.QWEN3_NEXT, "per-layer"),
+    "gpt-oss": (hf_models.GPT_OSS, "stacked"),
+}
+"""Script -> a small model of its family, and the keys that its preset's training asks for."""
+
+
+def test_every_family_has_its_script() -> None:
+    assert {path.parent.name for path in SCRIPTS} == set(OF_SCRIPT)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.parent.name)
+def test_every_script_plans_its_family_with_the_keys_that_its_preset_trains_with(
+    script: Path, tmp_path: Path
+) -> None:
+    config, keys = OF_SCRIPT[script.parent.name]
+    hf = hf_models.make_model(tmp_path / "hf", config)
+    target = str(tmp_path / "out")
+    done = run(script, "--dry-run", SOURCE_CKPT_PATH=str(hf), TARGET_CKPT_PATH=target)
+    assert done.returncode == 0, done.stderr
+    assert f"te keys, {keys};" in done.stdout
+
+
 def test_the_guides_command_converts_deepseek_v3(tmp_path: Path) -> None:
     hf = hf_models.make_model(tmp_path / "a b" / "hf", hf_models.DEEPSEEK_V3)
     done = run(
