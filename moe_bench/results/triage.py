@@ -45,10 +45,14 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
+    return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
 
-_ERROR_LINE = re.compile(r"error|exception|assert|killed|fatal|cancelled|time limit", re.IGNORECASE)
+_ERROR_WORDS = (
+    *("error", "exception", "assert", "killed", "fatal", "cancelled", "time limit"),
+    "unrecognized option",
+)
+"""In lower case; a line that holds one reads like an error."""
 
 
 @functools.cache
@@ -88,18 +92,27 @@ def all_rules(project: Path, more: str = "") -> tuple[Rule, ...]:
 
 def diagnose(lines: Iterable[str], rules: Sequence[Rule] | None = None) -> Diagnosis | None:
     """The most telling kind found anywhere in `lines`; None when nothing is known. Without `rules`: the builtin ones."""
-    kept = [line.strip() for line in lines]
+    text = "\n".join(line.strip() for line in lines)
     for rule in read_rules() if rules is None else rules:
-        for line in kept:
+        # One search of the whole is many times quicker than one a line; a match across lines counts for none of them.
+        for match in rule.compiled.finditer(text):
+            line = _line_at(text, match.start())
             if rule.compiled.search(line):
-                return Diagnosis(name=rule.name, what_to_do=rule.what_to_do, line=line[:400])
+                return Diagnosis(name=rule.name, what_to_do=rule.what_to_do, line=line)
     return None
 
 
 def last_error_line(lines: Iterable[str]) -> str | None:
     """The last line that reads like an error; None when there is none."""
-    found = None
-    for line in lines:
-        if _ERROR_LINE.search(line):
-            found = line.strip()
-    return found[:400] if found else None
+    text = "\n".join(lines)
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a letter whose lower case is longer would shift what follows it
+        lowered = text
+    last = max(lowered.rfind(word) for word in _ERROR_WORDS)
+    return None if last < 0 else _line_at(text, last).strip()
+
+
+def _line_at(text: str, position: int) -> str:
+    begin = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    return text[begin : end if end >= 0 else None][:400]
