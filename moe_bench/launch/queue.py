@@ -122,7 +122,7 @@ def _squeue(job_ids: list[str]) -> dict[str, QueueEntry]:
 def _sacct(job_ids: list[str]) -> dict[str, QueueEntry]:
     if shutil.which("sacct") is None:
         return {}
-    fields = "JobIDRaw,State,Reason,Elapsed,Timelimit,NodeList"
+    fields = "JobID,State,Reason,Elapsed,Timelimit,NodeList"
     done = _call(["sacct", "-X", "-n", "-P", f"--format={fields}", "-j", ",".join(job_ids)])
     # Accounting is often switched off: the run's own files then have the last word.
     return _entries(done.stdout) if done.returncode == 0 else {}

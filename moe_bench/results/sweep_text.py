@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from moe_bench.results.records import LM_LOSS
@@ -26,7 +25,8 @@ def print_sweep(summary: SweepSummary, console: Console) -> None:
         console.print(f"{NOT_THE_REAL_MODEL}: shrunken rehearsals", style="bold yellow")
     if summary.ranked:
         console.print()
-        console.print(_table(summary))
+        for line in table(summary):
+            console.print(line, markup=False, soft_wrap=True)
     console.print()
     for line in summary.verdict:
         console.print(line, markup=False, soft_wrap=True)
@@ -48,17 +48,27 @@ def other_lines(summary: SweepSummary) -> Iterator[str]:
     yield f"used {summary.node_hours:.3g}{budget} node-hours"
 
 
-def _table(summary: SweepSummary) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("point", justify="right")
-    for name in summary.varied:
-        table.add_column(name, overflow="fold")
-    for name in FIGURES:
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in summary.ranked:
-        values = (Text(one.point.values[name]) for name in summary.varied)
-        table.add_row(str(one.point.number), *values, *figures(one))
-    return table
+def table(summary: SweepSummary) -> list[str]:
+    """One line a measured point, the fastest first."""
+    header = ["point", *summary.varied, *FIGURES]
+    rows = [
+        [
+            str(one.point.number),
+            *(one.point.values[name] for name in summary.varied),
+            *figures(one),
+        ]
+        for one in summary.ranked
+    ]
+    return columns([header, *rows])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned, two blanks between: quick for a thousand rows, and never folded."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def figures(one: Measured) -> tuple[str, ...]:

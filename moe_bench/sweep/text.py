@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from moe_bench.results.sweep_record import Point, Pruned, Sweep
+from moe_bench.results.sweep_text import columns
 from moe_bench.sweep import cost
 from moe_bench.sweep.plan import reasons
 from moe_bench.units import format_duration
@@ -45,15 +46,6 @@ def table(sweep: Sweep) -> list[str]:
         for point in sweep.points
     ]
     return [*columns([header, *rows]), "* estimated: weights, gradients and optimizer states only"]
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned, two blanks between."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def pruned_lines(pruned: Sequence[Pruned]) -> Iterator[str]:
