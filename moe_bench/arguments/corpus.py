@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from moe_bench.config.knobs import whole
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 
 SOURCES = (
@@ -42,11 +43,7 @@ def with_demo(run: ResolvedRun, prefix: Path) -> ResolvedRun:
         said = (_said(before, args.pop("--tokenizer-model", None)),)
     _set(args, "--tokenizer-type", "NullTokenizer")
     vocabulary = args.get("--vocab-size")
-    if (
-        vocabulary is None
-        or not vocabulary.value.isdigit()
-        or int(vocabulary.value) < BYTE_VOCABULARY
-    ):
+    if vocabulary is None or (ids := whole(vocabulary.value)) is None or ids < BYTE_VOCABULARY:
         _set(args, "--vocab-size", str(BYTE_VOCABULARY))
     return replace(run, args=args, substitutions=(*run.substitutions, *said))
 

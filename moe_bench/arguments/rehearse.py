@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moe_bench.arguments.sizes import SIZE_FLAGS
+from moe_bench.config.knobs import whole
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError
 from moe_bench.topology.layer_pattern import layer_pattern
@@ -70,7 +71,16 @@ class _Asked:
         return flag in self.args
 
     def number(self, flag: str, default: int = 1) -> int:
-        return int(self.args[flag].value) if flag in self.args else default
+        """The flag's whole number. Raises ConfigError for anything else."""
+        setting = self.args.get(flag)
+        if setting is None:
+            return default
+        found = whole(setting.value)
+        if found is None:
+            raise ConfigError(
+                f"{flag} {setting.value} ({setting.origin.place}) is not a whole number, so it cannot be made small"
+            )
+        return found
 
     def text(self, flag: str) -> str:
         return self.args[flag].value if flag in self.args else ""
@@ -86,7 +96,7 @@ def _ranks(run: ResolvedRun) -> int:
     setting = run.knobs.get("REHEARSE_RANKS")
     if setting is None or not setting.value:
         return DEFAULT_RANKS
-    if setting.value.isdigit() and 1 <= int(setting.value) <= MOST_RANKS:
+    if 1 <= (whole(setting.value) or 0) <= MOST_RANKS:
         return int(setting.value)
     raise ConfigError(
         f"REHEARSE_RANKS={setting.value} ({setting.origin.place}) must be a number from 1 to {MOST_RANKS}; "
@@ -229,13 +239,13 @@ def _patterns(asked: _Asked, count: int) -> Changes:
         while len(found) > 1 and found[0] == found[1] == 0:
             found = found[1:]
         changes["--moe-layer-freq"] = _written(found, count)
-    elif experts and int(experts) > 2:
+    elif asked.number("--moe-layer-freq") > 2:
         changes["--moe-layer-freq"] = "2"
     for flag in ("--linear-attention-freq", "--window-attn-skip-freq"):
         text = asked.text(flag)
         if "[" in text:
             changes[flag] = _written(layer_pattern(text, flag=flag), count)
-        elif text and int(text) > 2:
+        elif asked.number(flag) > 2:
             changes[flag] = "2"
     return changes
 

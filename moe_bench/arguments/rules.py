@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from moe_bench.arguments.flags import Flags
-from moe_bench.config.knobs import as_count, says
+from moe_bench.config.knobs import as_count, says, whole
 from moe_bench.config.layers import Candidate
 from moe_bench.config.run import Origin, Setting
 from moe_bench.errors import ConfigError
@@ -250,10 +250,10 @@ def expert_overlap(facts: Facts) -> Iterator[Candidate]:
 def long_context(facts: Facts) -> Iterator[Candidate]:
     """Positions must reach SEQ_LEN; a YAML that says fewer is raised to it."""
     positions, length = facts.args.get("--max-position-embeddings"), facts.args.get("--seq-length")
-    if length is None or not length.value.isdigit():
+    if length is None or whole(length.value) is None:
         return
     if positions is None or (
-        positions.value.isdigit() and int(positions.value) < int(length.value)
+        (reached := whole(positions.value)) is not None and reached < int(length.value)
     ):
         origin = Origin(
             layer="flag" if length.origin.layer == "flag" else "environment",
@@ -270,7 +270,7 @@ def long_context(facts: Facts) -> Iterator[Candidate]:
 def short_run(facts: Facts) -> Iterator[Candidate]:
     """A run of fewer steps than the YAML's warm-up warms up for a tenth of them: Megatron refuses a warm-up that never ends."""
     steps, warmup = facts.args.get("--train-iters"), facts.args.get("--lr-warmup-iters")
-    if steps is None or warmup is None or not (steps.value.isdigit() and warmup.value.isdigit()):
+    if steps is None or warmup is None or None in (whole(steps.value), whole(warmup.value)):
         return
     if int(warmup.value) >= int(steps.value) and warmup.origin.layer != "flag":
         origin = Origin(layer="environment", place=f"rule short_run, --train-iters {steps.value}")
@@ -303,7 +303,7 @@ def profile(facts: Facts) -> Iterator[Candidate]:
 def _profiled_steps(facts: Facts) -> tuple[str, str]:
     """23 to 25, or earlier in a run that is shorter than that."""
     steps = facts.args.get("--train-iters")
-    last = int(steps.value) if steps is not None and steps.value.isdigit() else 25
+    last = (whole(steps.value) if steps is not None else None) or 25
     start = min(23, max(last - 2, 1))
     return str(start), str(min(start + 2, last))
 

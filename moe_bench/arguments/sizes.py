@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
 
-from moe_bench.config.knobs import BOUND, KNOBS, says
+from moe_bench.config.knobs import BOUND, KNOBS, says, whole
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
 from moe_bench.topology import pipeline
+from moe_bench.topology.layer_pattern import layer_pattern
 from moe_bench.topology.layout import divisors, smallest_world
 
 SIZE_FLAGS = {
@@ -125,15 +125,17 @@ def check(run: ResolvedRun) -> None:
     _check_experts(run, sizes)
     _check_sequence(run, sizes)
     _check_batch(run, sizes)
+    _check_patterns(run)
     pipeline_of(run)
 
 
 def _number(flag: str, setting: Setting) -> int:
-    if not re.fullmatch(r"[0-9]+", setting.value) or int(setting.value) < 1:
+    number = whole(setting.value)
+    if number is None or number < 1:
         raise ConfigError(
             f"{flag} {setting.value} ({setting.origin.place}) is not a whole number of at least 1"
         )
-    return int(setting.value)
+    return number
 
 
 def _size(run: ResolvedRun, flag: str, default: int) -> Size:
@@ -150,7 +152,7 @@ def _size(run: ResolvedRun, flag: str, default: int) -> Size:
 
 def _optional(run: ResolvedRun, flag: str) -> Size | None:
     setting = run.args.get(flag)
-    return _size(run, flag, 1) if setting is not None and setting.value.isdigit() else None
+    return _size(run, flag, 1) if setting is not None and whole(setting.value) is not None else None
 
 
 def _world(run: ResolvedRun) -> Size:
@@ -249,6 +251,21 @@ def _check_batch(run: ResolvedRun, sizes: Sizes) -> None:
             f"{global_batch.said} is not a multiple of {micro.said} x DP={data_parallel} "
             f"({sizes.world.number} ranks of {sizes.world.said}); use GBS={above} or another multiple of {unit}{or_micro}"
         )
+
+
+def _check_patterns(run: ResolvedRun) -> None:
+    """A list of one entry for each layer must have as many as there are layers."""
+    layers = _optional(run, "--num-layers")
+    for flag in ("--moe-layer-freq", "--linear-attention-freq"):
+        setting = run.args.get(flag)
+        if layers is None or setting is None or "[" not in setting.value:
+            continue
+        found = len(layer_pattern(setting.value, flag=flag))
+        if found != layers.number:
+            raise ConfigError(
+                f"{flag} {setting.value} ({setting.origin.place}) is for {found} layers, but {layers.said}; "
+                "make the numbers in it add up to the layers"
+            )
 
 
 # Pipeline

@@ -288,7 +288,7 @@ def _check_switch(knob: Knob, setting: Setting) -> None:
         raise ConfigError(f"{says(knob.name, setting)} must be 0 or 1")
 
 
-_DURATION = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+_DURATION = re.compile(r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{1,4}){0,2}")
 
 
 def _check_duration(knob: Knob, setting: Setting) -> None:
@@ -299,6 +299,14 @@ def _check_duration(knob: Knob, setting: Setting) -> None:
 def _check_text(knob: Knob, setting: Setting) -> None:
     if "\0" in setting.value:
         raise ConfigError(f"{knob.name} ({setting.origin.place}) holds a NUL byte")
+    if knob.name in _FILE_NAMES or knob.name.endswith("_PATH"):
+        parts = setting.value.encode(errors="surrogateescape").split(b"/")
+        if max(len(part) for part in parts) > _LONGEST_FILE_NAME:
+            raise ConfigError(f"{_short(knob.name, setting)} is longer than any file's name can be")
+
+
+_FILE_NAMES = ("MODEL", "CLUSTER")
+_LONGEST_FILE_NAME = 250  # with .yaml or .conf 255, Linux' limit
 
 
 _CHECKS = {

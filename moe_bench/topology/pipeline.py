@@ -200,8 +200,14 @@ def unrolled(text: str) -> str:
     """Without commas, `(ab|)*2` and `t*3` written out."""
     text = text.replace(",", "")
     for pattern in (_GROUP, _LETTER):
+        written = sum(len(match[1]) * int(match[2][:_DIGITS]) for match in pattern.finditer(text))
+        if written + len(text) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST} letters when written out")
         text = pattern.sub(lambda match: match[1] * int(match[2]), text)
     return text
+
+
+_LONGEST, _DIGITS = 100_000, 9
 
 
 def _check_ends(letters: str) -> None:
