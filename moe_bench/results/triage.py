@@ -98,7 +98,7 @@ def diagnose(lines: Iterable[str], rules: Sequence[Rule] | None = None) -> Diagn
         for match in rule.compiled.finditer(text):
             line = _line_at(text, match.start())
             if rule.compiled.search(line):
-                return Diagnosis(name=rule.name, what_to_do=rule.what_to_do, line=line)
+                return Diagnosis(name=rule.name, what_to_do=rule.what_to_do, line=line[:400])
     return None
 
 
@@ -109,10 +109,10 @@ def last_error_line(lines: Iterable[str]) -> str | None:
     if len(lowered) != len(text):  # a letter whose lower case is longer would shift what follows it
         lowered = text
     last = max(lowered.rfind(word) for word in _ERROR_WORDS)
-    return None if last < 0 else _line_at(text, last).strip()
+    return None if last < 0 else _line_at(text, last).strip()[:400]
 
 
 def _line_at(text: str, position: int) -> str:
     begin = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
-    return text[begin : end if end >= 0 else None][:400]
+    return text[begin : end if end >= 0 else None]
