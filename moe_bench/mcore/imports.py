@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -29,11 +30,33 @@ def import_megatron(*, checkout: Path | None, on_cpu: bool) -> None:
             for name in _needed(checkout=checkout, on_cpu=on_cpu):
                 importlib.import_module(name)
         except ImportError as error:
-            where = f"MEGATRON_PATH={checkout}" if checkout else "the installed megatron-core"
-            raise ArgumentsError(
-                f"{where} cannot be used here: {error}; install a missing package, or use a Megatron of the 0.19 line, "
-                "which the layers for a CPU are written against"
-            ) from error
+            raise ArgumentsError(_refusal(checkout, error, on_cpu=on_cpu)) from error
+
+
+CPU_RELEASES = ((0, 17), (0, 19))
+"""First and last line of releases that train on CPU ranks: 0.17.0, 0.18.0, 0.19.0 and 0.19.2 were tried."""
+
+
+def _refusal(checkout: Path | None, error: ImportError, *, on_cpu: bool) -> str:
+    where = f"MEGATRON_PATH={checkout}" if checkout else "the installed megatron-core"
+    release = _release(checkout)
+    if on_cpu and release and not CPU_RELEASES[0] <= release[:2] <= CPU_RELEASES[1]:
+        spelt = ".".join(map(str, release))
+        return (
+            f"{where} is Megatron-Core {spelt}, which does not train on CPU ranks ({error}): the layers for a CPU take "
+            "the places of modules as 0.17 to 0.19 have them; give a checkout of one of these (core_v0.17.0, "
+            "core_v0.18.0, core_v0.19.0), or unset MEGATRON_PATH"
+        )
+    return f"{where} cannot be imported here: {error}; install the package that is missing"
+
+
+def _release(checkout: Path | None) -> tuple[int, ...]:
+    """Of a checkout, without importing it; empty when it does not say."""
+    file = checkout / "megatron" / "core" / "package_info.py" if checkout else None
+    if file is None or not file.is_file():
+        return ()
+    found = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)", file.read_text(), re.MULTILINE))
+    return tuple(int(found[part]) for part in ("MAJOR", "MINOR", "PATCH") if part in found)
 
 
 def _needed(*, checkout: Path | None, on_cpu: bool) -> Iterator[str]:

@@ -110,3 +110,19 @@ NO_PHANTOM_QUERY_NORM = Patch(
     "Moonlight do not have; set to ones it shifts the logits by 0.2 and changes no greedy token",
     remove_when="Megatron lets a layer spec keep linear_q_proj without a norm",
 )
+
+
+def _across_heads(original: type) -> type:
+    from moe_bench.mcore.wide_norm import with_norms_across_heads  # noqa: PLC0415 - imports Megatron
+
+    return with_norms_across_heads(original)
+
+
+NORMS_ACROSS_HEADS = Patch(
+    module="megatron.core.models.gpt.gpt_layer_specs",
+    attribute="SelfAttention",
+    make=_across_heads,
+    upstream="megatron/core/transformer/attention.py SelfAttention, 0.19.2",
+    reason="it norms each head's query and key; OLMoE norms all heads together",
+    remove_when="a flag or a layer spec says so",
+)

@@ -60,6 +60,7 @@ FAMILIES = (
     "glm",
     "gpt_oss",
     "gpt_oss_mxfp4",
+    "olmoe",
 )
 IMPOSSIBLE = {
     ("gpt_oss", "ETP2"): "Bias in Moe is only supported when ETP==1",

@@ -21,7 +21,11 @@ from tests.support.training import (
     train,
 )
 
-MODELS = {"qwen3": QWEN3_LIKE, "deepseek": DEEPSEEK_LIKE}
+MODELS = {
+    "qwen3": QWEN3_LIKE,
+    "deepseek": DEEPSEEK_LIKE,
+    "mtp": [*DEEPSEEK_LIKE, "--mtp-num-layers", "1", "--mtp-loss-scaling-factor", "0.1"],
+}
 STEPS = 20
 LOSS_BOUND = 1e-6
 GRAD_NORM_BOUND = 2e-6
@@ -49,13 +53,16 @@ LAYOUTS = {
     "ep2-allgather": (2, f"{EP2} --moe-token-dispatcher-type allgather"),
     "cp2": (2, CP2),
     "dp2-distributed-optimizer": (2, DISTRIBUTED),
+    "tp2-etp2-ep2": (4, f"{TP2} --expert-tensor-parallel-size 2 {EP2}"),
+    "pp2-vpp2-layout-mtp": (2, f"{PP2} --pipeline-model-parallel-layout Et|tt|t|mL"),
     "tp2-pp2-ep2": (4, f"{TP2} {PP2} {ETP1} {EP2} {DISTRIBUTED}"),
     "cp2-ep4": (4, f"{CP2} --expert-model-parallel-size 4 {DISTRIBUTED}"),
 }
 """World size and flags."""
 
 IN_EVERY_RUN = [
-    *(("qwen3", name) for name in LAYOUTS),
+    *(("qwen3", name) for name in LAYOUTS if not name.endswith("mtp")),
+    *(("mtp", name) for name in ("pp2", "pp2-vpp2-layout-mtp", "tp2-etp1-ep2")),
     *(("deepseek", name) for name in ("tp2-etp1-ep2", "pp2-uneven", "cp2", "tp2-pp2-ep2")),
 ]
 EIGHT_RANKS = {
@@ -66,9 +73,10 @@ EIGHT_RANKS = {
     ),
     "ep8": (8, f"--expert-model-parallel-size 8 {DISTRIBUTED}"),
     "pp4-vpp1-ep2": (8, f"--pipeline-model-parallel-size 4 {EP2} {DISTRIBUTED}"),
-    "tp4-etp2-ep2": (
+    "tp4-etp2-ep2": (  # 127 words are padded to 128 as in the others: 64 for each of 4 ranks would be 256
         8,
-        f"--tensor-model-parallel-size 4 --sequence-parallel --expert-tensor-parallel-size 2 {EP2} {DISTRIBUTED}",
+        "--tensor-model-parallel-size 4 --sequence-parallel --make-vocab-size-divisible-by 32 "
+        f"--expert-tensor-parallel-size 2 {EP2} {DISTRIBUTED}",
     ),
 }
 
@@ -107,7 +115,7 @@ def test_layout_trains_as_one_rank_does(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["qwen3", "deepseek"])
 @pytest.mark.parametrize("layout", EIGHT_RANKS)
 def test_layout_of_eight_ranks_trains_as_one_rank_does(
     model: str, layout: str, references: References, tmp_path: Path
@@ -133,6 +141,9 @@ def assert_same(got: Training, one: Training) -> None:
     assert worst_loss <= LOSS_BOUND
     assert worst_norm <= GRAD_NORM_BOUND
     assert got.routing == one.routing
+    assert got.other_losses.keys() == one.other_losses.keys()
+    for name, values in one.other_losses.items():
+        assert max(_relative(got.other_losses[name], values)) <= LOSS_BOUND, name
 
 
 def _relative(got: list[float], expected: list[float]) -> list[float]:

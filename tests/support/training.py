@@ -48,6 +48,8 @@ class Training:
     grad_norms: list[float]
     routing: list[list[tuple[int, ...]]]
     """By step and MoE layer: assignments to each expert over the whole global batch."""
+    other_losses: dict[str, list[float]]
+    """By name: auxiliary and multi-token-prediction losses."""
 
 
 def train(argv: list[str], world_size: int, run_dir: Path) -> Training:
@@ -78,6 +80,11 @@ def read(run_dir: Path) -> Training:
         losses=[step.losses["lm loss"] for step in steps],
         grad_norms=[float("nan") if step.grad_norm is None else step.grad_norm for step in steps],
         routing=[[load.tokens_per_expert for load in step.expert_load] for step in full],
+        other_losses={
+            name: [step.losses[name] for step in steps]
+            for name in steps[0].losses
+            if name != "lm loss"
+        },
     )
 
 

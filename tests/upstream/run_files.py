@@ -129,27 +129,23 @@ def _bound_collectives(distributed: Any) -> None:
 
 
 def _end_groups(parallel_state: Any, distributed: Any) -> None:
-    """Groups end with their layout. Megatron only forgets them, and those of a hundred tests are all threads there are."""
-    initialize, destroy = (
-        getattr(parallel_state, f"{verb}_model_parallel") for verb in ("initialize", "destroy")
-    )
+    """Groups end when the next layout's are there, which no rank makes before it has done with them.
+
+    Megatron only forgets them, and those of a hundred tests are all the threads there are.
+    """
+    initialize = parallel_state.initialize_model_parallel
     known = distributed.distributed_c10d._world.pg_map
     own: list[Any] = []
 
     def initialize_model_parallel(*args: Any, **kwargs: Any) -> None:
         before = set(known)
         initialize(*args, **kwargs)
-        own.extend(group for group in known if group not in before)
-
-    def destroy_model_parallel() -> None:
-        destroy()
-        while own:
-            group = own.pop()
+        for group in own:
             if group in known:
                 distributed.destroy_process_group(group)
+        own[:] = [group for group in known if group not in before]
 
     parallel_state.initialize_model_parallel = initialize_model_parallel
-    parallel_state.destroy_model_parallel = destroy_model_parallel
 
 
 def _no_downloads() -> types.ModuleType:

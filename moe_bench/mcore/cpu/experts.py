@@ -149,9 +149,10 @@ class GroupedMLP(TEGroupedMLP):
         config: TransformerConfig,
         submodules: object,
         pg_collection: ProcessGroupCollection,
-        name: str | None = None,
+        **name: str | None,
     ) -> None:
-        super().__init__(num_local_experts, config, submodules, pg_collection, name)
+        """`name`: a keyword since 0.18."""
+        super().__init__(num_local_experts, config, submodules, pg_collection, **name)
         self.expert_dp_group = pg_collection.expt_dp
         self.plain_swiglu = is_plain_swiglu(config)
 
@@ -242,10 +243,11 @@ class SequentialExperts(SequentialMLP):
         config: TransformerConfig,
         submodules: object,
         pg_collection: ProcessGroupCollection,
-        name: str | None = None,
+        **name: str | None,
     ) -> None:
+        """`name`: a keyword since 0.18."""
         with torch.random.fork_rng(devices=[]):  # what it draws depends on EP, and is replaced
-            super().__init__(num_local_experts, config, submodules, pg_collection, name)
+            super().__init__(num_local_experts, config, submodules, pg_collection, **name)
         if not config.perform_initialization:
             return
         parts = pg_collection.expt_tp.size()
@@ -294,7 +296,7 @@ def is_plain_swiglu(config: TransformerConfig) -> bool:
         and not config.add_bias_linear
         and not config.glu_linear_offset
         and config.activation_func_clamp_value is None
-        and config.moe_mlp_glu_interleave_size is None
+        and getattr(config, "moe_mlp_glu_interleave_size", None) is None  # since 0.18
         and not config.moe_apply_probs_on_input
         and not config.fine_grained_activation_offloading
         and not recomputed

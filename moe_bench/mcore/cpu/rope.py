@@ -15,20 +15,14 @@ def rotating_in_place(upstream: Callable[..., torch.Tensor]) -> Callable[..., to
         t: torch.Tensor,
         freqs: torch.Tensor,
         rotary_interleaved: bool = False,
-        mla_rotary_interleaved: bool = False,
+        *positional: Any,
         mscale: float = 1.0,
         **options: Any,
     ) -> torch.Tensor:
-        plain = not (rotary_interleaved or mla_rotary_interleaved or options)
+        # MLA's interleaving is `multi_latent_attention` up to 0.18 and `mla_rotary_interleaved` since.
+        plain = not (rotary_interleaved or positional) and set(options.values()) <= {False, None}
         if not plain or t.dtype != torch.float32 or freqs.shape[-1] != t.shape[-1]:
-            return upstream(
-                t,
-                freqs,
-                rotary_interleaved=rotary_interleaved,
-                mla_rotary_interleaved=mla_rotary_interleaved,
-                mscale=mscale,
-                **options,
-            )
+            return upstream(t, freqs, rotary_interleaved, *positional, mscale=mscale, **options)
         return _Rotate.apply(t, torch.cos(freqs) * mscale, torch.sin(freqs) * mscale)
 
     return apply

@@ -228,6 +228,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         for module in (
             "megatron.core.ssm.gated_delta_net.common",
             "megatron.core.ssm.gated_delta_net.gdn",
+            "megatron.core.ssm.gated_delta_net",  # one file up to 0.18
         )
         for attribute, by in (
             ("HAVE_FLA", True),
@@ -298,8 +299,8 @@ def reference_layers(
         for replacement in REPLACEMENTS:
             if replacement.arranges and arrangement == "local":
                 continue
-            home = importlib.import_module(replacement.module)
-            if hasattr(home, replacement.attribute) == replacement.adds:
+            home = _home(replacement.module)
+            if home is None or hasattr(home, replacement.attribute) == replacement.adds:
                 continue  # another release of Megatron
             undo.extend(_replace(home, replacement))
             done.append(replacement)
@@ -310,6 +311,16 @@ def reference_layers(
                 delattr(module, attribute)
             else:
                 setattr(module, attribute, original)
+
+
+def _home(module: str) -> ModuleType | None:
+    """Return the module; None when this release of Megatron lacks it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return None
 
 
 def _replace(home: ModuleType, replacement: Replacement) -> list[tuple[ModuleType, str, Any]]:
