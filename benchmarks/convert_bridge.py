@@ -141,7 +141,8 @@ def run_bridge(python: Path, hf: Path, out: Path, *, mtp: bool) -> dict[str, Any
     raised = [
         line for line in raised if "FP8GlobalStateManager" not in line
     ]  # said on every import
-    return (raised or lines or ["nothing was said"])[-1].strip()
+    last = (raised or lines or ["nothing was said"])[-1]
+    return " ".join(line.strip() for line in lines[lines.index(last) :][:3]) if lines else last
 
 
 def convert(*words: object) -> subprocess.CompletedProcess[str]:

@@ -22,11 +22,11 @@ from typing import Any, Literal
 from moe_bench.checkpoint.exporting import detect_layer_keys, map_checkpoint
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.flags import megatron_flags
-from moe_bench.checkpoint.query_norm import has_no_query_norm
 from moe_bench.checkpoint.source import open_hf
 from moe_bench.checkpoint.torch_dist import TorchDist, open_torch_dist
 from moe_bench.checkpoint.trial import Layout, check_fits, weight_of
 from moe_bench.errors import CheckpointError
+from moe_bench.runtime.fitting import fitting
 from moe_bench.runtime.rank import export_for_cpu, export_forked
 
 BATCH, MAX_TOKENS = 2, 64
@@ -136,7 +136,8 @@ def prepare() -> None:
     from moe_bench.mcore.imports import import_megatron  # noqa: PLC0415
 
     import_megatron(checkout=None, on_cpu=True)
-    import moe_bench.mcore.checkpoint  # noqa: F401, PLC0415
+    for name in ("checkpoint", "wide_norm"):
+        importlib.import_module(f"moe_bench.mcore.{name}")
 
 
 def fork_ranks(world_size: int, body: Callable[[], None], log: Path | None = None) -> list[int]:
@@ -220,14 +221,13 @@ def run_model(
 
     from moe_bench.mcore import checkpoint  # noqa: PLC0415
     from moe_bench.mcore.cpu.spec import reference_layers  # noqa: PLC0415
-    from moe_bench.mcore.patches import NO_PHANTOM_QUERY_NORM  # noqa: PLC0415
 
     sys.argv = ["pretrain_gpt.py", *argv]
     with contextlib.ExitStack() as stack:
         if arrangement != "megatron":
             stack.enter_context(reference_layers(arrangement=arrangement))
-        if has_no_query_norm(sys.argv):
-            stack.enter_context(NO_PHANTOM_QUERY_NORM.applied())
+        for patch, _ in fitting(sys.argv):
+            stack.enter_context(patch.applied())
         stages = checkpoint.load_model()
         found = checkpoint.logits(stages, torch.load(tokens, weights_only=True))
         if found is not None and checkpoint.is_first_of_its_stage():

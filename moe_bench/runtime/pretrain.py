@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_bench.checkpoint.query_norm import has_no_query_norm
 from moe_bench.errors import MoeBenchError
 from moe_bench.results.records import STEPS_LEFT_FILE
 from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
 from moe_bench.runtime import resume
+from moe_bench.runtime.fitting import fitting
 from moe_bench.runtime.rank import (
     RankContext,
     environment,
@@ -93,8 +93,9 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
             assert context.run_dir is not None
             stack.enter_context(graceful_stop(recorder, context.run_dir))
             sys.argv = _going_on(context, sys.argv, recorder)
-        if has_no_query_norm(sys.argv):
-            _leave_out_query_norm(context, stack, recorder)
+        for patch, said in fitting(sys.argv):
+            stack.enter_context(patch.applied())
+            _say(context, recorder, patch.attribute, said)
         _run_megatron(context)
     if recorder is not None and recorder.stopped_early:
         _mark_steps_left(context)
@@ -129,18 +130,12 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
     return resume.continued(argv, checkpoints)
 
 
-def _leave_out_query_norm(
-    context: RankContext, stack: contextlib.ExitStack, recorder: Recorder | None
-) -> None:
-    from moe_bench.mcore.patches import NO_PHANTOM_QUERY_NORM  # noqa: PLC0415
-
-    stack.enter_context(NO_PHANTOM_QUERY_NORM.applied())
+def _say(context: RankContext, recorder: Recorder | None, replaced: str, said: str) -> None:
     if context.rank != 0:
         return
-    said = "the checkpoint has no query norm (linear_q_proj.layer_norm_weight), so the layers are built without one"
     sys.stdout.write(f"moe_bench: {said}\n")
     if recorder is not None:
-        recorder.event("embedding", replaced=[NO_PHANTOM_QUERY_NORM.attribute], summary=said)
+        recorder.event("embedding", replaced=[replaced], summary=said)
 
 
 def _mark_steps_left(context: RankContext) -> None:

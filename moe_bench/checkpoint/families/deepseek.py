@@ -34,7 +34,7 @@ _SIZES = {
 _NO_BIAS = {"attention_bias": "attention biases are not part of any published DeepSeek model"}
 _NOTES = {
     "!q_lora_rank": "this model has no query compression: with --qk-layernorm Megatron-Core 0.19 gives it a query norm "
-    "that it does not have; use a layer spec without it (docs/convert.md, 'A norm that is not there')"
+    "that it does not have; train it through this project's entry, which leaves it out (docs/convert.md, 'Norms that Megatron has no flag for')"
 }
 _FLAGS = {
     **MLA_FLAGS,

@@ -1,7 +1,7 @@
 """OLMoE-1B-7B.
 
-Its query and key norms span all heads at once. Megatron-Core 0.19's own attention norms each head, so training needs an
-attention module with the wide norm; the weights are stored under the usual keys with their true width.
+Its query and key norms span all heads at once. Megatron-Core 0.19's own attention norms each head; the weights are
+stored under the usual keys with their true width, by which this project's training entry knows to build the wide norm.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ OLMOE = Family(
         "clip_qkv": "Megatron has no clipping of queries, keys and values",
     },
     notes={
-        "": "its query and key norms span all heads; Megatron-Core 0.19 norms each head, so an attention module "
-        "with the wide norm is needed to run it"
+        "": "its query and key norms span all heads, where Megatron-Core 0.19 norms each head: train it through this "
+        "project's entry, which builds such norms (docs/convert.md, 'Norms that Megatron has no flag for')"
     },
     flags={
         **GQA_FLAGS,
