@@ -14,3 +14,6 @@ lock login.txt --constraint locks/dev.txt
 # For images that bring torch, CUDA and their kin of their own: everything else a rank needs, installed with --no-deps.
 mapfile -t brought < <(grep -oE '^(torch|triton|numpy|setuptools|nvidia-[a-z0-9-]+|cuda-[a-z]+)(==)' locks/train.txt | tr -d = | grep -v nvidia-ml-py)
 lock container.txt --extra train --constraint locks/dev.txt "${brought[@]/#/--no-emit-package=}"
+# DeepEP is built against it in images.
+"$uv" pip compile --quiet --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --universal --no-deps \
+  --python-version 3.12 --annotation-style line --constraint locks/dev.txt -o locks/nvshmem.txt - <<<nvidia-nvshmem-cu13
