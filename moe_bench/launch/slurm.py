@@ -73,6 +73,8 @@ class SlurmLauncher:
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
         """Write the script into the run's directory and hand that file to sbatch. Raises LaunchError with sbatch's words."""
         script = run.run_dir / plan.filename
+        if not _knob(run, "CONTAINER_IMAGE"):
+            _check_python(self.python)
         done = _sbatch(["--parsable", str(script)])
         if done.returncode != 0:
             raise LaunchError(_refusal(done, script))
@@ -444,6 +446,21 @@ def _log_path(folder: Path, pattern: str) -> str:
 
 
 # sbatch
+
+
+def _check_python(python: str) -> None:
+    """Refuse to queue for a failure: the ranks run this very interpreter, and it may be set up for submitting only."""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    try:
+        done = subprocess.run([python, "-c", code], check=False, capture_output=True)
+    except OSError as error:
+        raise LaunchError(f"the ranks' Python {python} cannot be run: {error.strerror}") from error
+    if done.returncode != 0:
+        raise LaunchError(
+            f"without CONTAINER_IMAGE the ranks run {python}, which has no torch; set CONTAINER_IMAGE, or "
+            "MOE_BENCH_PYTHON to an environment that has torch and megatron-core, or let `bash ./interactive_benchmarking.sh` "
+            "set up .venv for training once"
+        )
 
 
 def _sbatch(options: list[str]) -> subprocess.CompletedProcess[str]:

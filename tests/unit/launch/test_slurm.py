@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,8 +127,9 @@ def test_sbatch_refusal_says_what_slurm_said_and_what_to_do(
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     run = make_run(tmp_path / "run")
+    launcher = SlurmLauncher(workspace=tmp_path, python=sys.executable)
     with pytest.raises(LaunchError) as refused:
-        LAUNCHER.submit(LAUNCHER.render(run), run)
+        launcher.submit(launcher.render(run), run)
     assert "invalid partition specified: nowhere" in str(refused.value)
     assert "sinfo -s" in str(refused.value)
 
@@ -137,10 +139,57 @@ def test_without_sbatch_the_way_out_is_the_interactive_script(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     run = make_run(tmp_path / "run")
-    with pytest.raises(LaunchError, match=r"interactive_benchmarking\.sh"):
-        LAUNCHER.submit(LAUNCHER.render(run), run)
+    launcher = SlurmLauncher(workspace=tmp_path, python=sys.executable)
+    with pytest.raises(LaunchError, match=r"sbatch is not on PATH.*interactive_benchmarking\.sh"):
+        launcher.submit(launcher.render(run), run)
+
+
+def test_an_interpreter_without_torch_is_not_queued_for(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} -S "$@"\n')  # -S: no site-packages
+    python.chmod(0o755)
+    launcher = SlurmLauncher(workspace=tmp_path, python=str(python))
+    run = make_run(tmp_path / "run")
+    with pytest.raises(LaunchError, match="has no torch; set CONTAINER_IMAGE, or MOE_BENCH_PYTHON"):
+        launcher.submit(launcher.render(run), run)
 
 
 def test_quoting_is_that_of_the_shell() -> None:
     script = LAUNCHER.render(make_run()).script
     assert f"--data-path {shlex.quote(FLAGS['--data-path'])}" in script
+
+
+def test_mounts_without_an_image_are_said_to_do_nothing() -> None:
+    notes = LAUNCHER.render(make_run(CONTAINER_MOUNTS="/data:/data")).notes
+    assert any(
+        "CONTAINER_MOUNTS (environment) does nothing without CONTAINER_IMAGE" in n for n in notes
+    )
+    with_image = make_run(CONTAINER_MOUNTS="/data:/data", CONTAINER_IMAGE="/i.sqsh")
+    assert not any("CONTAINER_MOUNTS" in note for note in LAUNCHER.render(with_image).notes)
+
+
+def test_only_a_run_that_saves_is_requeued_when_it_stops() -> None:
+    without = LAUNCHER.render(make_run())
+    assert "nothing is saved" in " ".join(without.notes)
+    assert 'go_on "stopped with steps left"' not in without.script
+    saving = LAUNCHER.render(make_run(args={**FLAGS, "--save": "/runs/checkpoints"}))
+    assert saving.notes == ()
+    assert 'go_on "stopped with steps left"' in saving.script
+
+
+def test_zero_requeues_are_none() -> None:
+    script = LAUNCHER.render(make_run(MAX_REQUEUES="0")).script
+    assert "(( ${SLURM_RESTART_COUNT:-0} >= 0 ))" in script
+
+
+def test_what_whole_nodes_do_not_bring_can_be_asked_for() -> None:
+    script = LAUNCHER.render(make_run(GRES="gpu:8", MEM="0", CPUS_PER_TASK="12")).script
+    for line in ("--gres=gpu:8", "--mem=0", "--cpus-per-task=12"):
+        assert f"#SBATCH {line}\n" in script
+    assert "  --cpus-per-task=12 \\\n" in script  # srun itself, too
+
+
+def test_docker_gets_the_signal_that_it_passes_on() -> None:
+    docker = make_run(CONTAINER_RUNTIME="docker", CONTAINER_IMAGE="x", NNODES="1")
+    assert "scancel --signal=TERM" in LAUNCHER.render(docker).script
+    assert "scancel --signal=URG" in LAUNCHER.render(make_run()).script
