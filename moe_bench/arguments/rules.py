@@ -177,7 +177,7 @@ def uneven_pipeline(facts: Facts) -> Iterator[Candidate]:
         ("PP_FIRST", "--decoder-first-pipeline-num-layers"),
         ("PP_LAST", "--decoder-last-pipeline-num-layers"),
     ):
-        if facts.is_set(name) and flag not in facts.args:
+        if facts.is_set(name):
             yield from _flags(facts.knobs[name], name, [(flag, facts.knobs[name].value)])
 
 

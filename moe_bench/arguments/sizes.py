@@ -126,7 +126,7 @@ def check(run: ResolvedRun) -> None:
     _check_sequence(run, sizes)
     _check_batch(run, sizes)
     _check_patterns(run)
-    pipeline_of(run)
+    _check_pipeline_knobs(run, pipeline_of(run))
 
 
 def _number(flag: str, setting: Setting) -> int:
@@ -268,6 +268,43 @@ def _check_patterns(run: ResolvedRun) -> None:
             )
 
 
+def _check_pipeline_knobs(run: ResolvedRun, found: pipeline.Pipeline) -> None:
+    """What the caller said of the pipeline is what it is: a flag, a YAML or a layout that says otherwise is named."""
+    first, last = found.layers_of_rank(0), found.layers_of_rank(found.pp - 1)
+    each = {len(stage.layers) for stage in found.stages}
+    is_even = len(each) == 1 and found.pp > 1
+    true_of = {"VPP": found.vpp, "PP_FIRST": len(first), "PP_LAST": len(last)}
+    true_of |= {"LAYERS_PER_VP": each.pop()} if is_even else {}
+    for name, number in true_of.items():
+        knob = run.knobs.get(name)
+        if knob is None or knob.origin.layer not in ("flag", "environment"):
+            continue
+        asked = whole(knob.value)
+        if asked is None or asked == number:
+            continue
+        raise ConfigError(
+            f"{says(name, knob)}, but by {_pipeline_said(run)} it is {number}; make them agree or leave {name} out"
+        )
+
+
+def _pipeline_said(run: ResolvedRun) -> str:
+    flags = (
+        "--pipeline-model-parallel-layout",
+        "--num-virtual-stages-per-pipeline-rank",
+        "--num-layers-per-virtual-pipeline-stage",
+        "--decoder-first-pipeline-num-layers",
+        "--decoder-last-pipeline-num-layers",
+        "--pipeline-model-parallel-size",
+        "--num-layers",
+    )
+    said = [
+        f"{flag} {run.args[flag].value} ({run.args[flag].origin.place})"
+        for flag in flags
+        if flag in run.args
+    ]
+    return " and ".join(said[:3]) or "Megatron's defaults"
+
+
 # Pipeline
 
 
@@ -385,14 +422,4 @@ def _from_layout(run: ResolvedRun, layout: Setting, layers: Size, pp: Size) -> p
     if in_layout != wanted:
         asked = mtp.said if mtp else "--mtp-num-layers is not set"
         raise ConfigError(f"{said} holds {in_layout} MTP layers (m), but {asked}\n{found.table()}")
-    vpp = run.knobs.get("VPP")
-    if (
-        vpp is not None
-        and vpp.origin.layer in ("flag", "environment")
-        and int(vpp.value) != found.vpp
-    ):
-        raise ConfigError(
-            f"{said} has {found.vpp} virtual stages for each of {pp.said}, but {says('VPP', vpp)}; "
-            "leave VPP out or make them agree"
-        )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def process_environment() -> dict[str, str]:
 def read_text(path: Path, *, shown: str, what: str) -> str:
     """The file as UTF-8. Raises ConfigError for what an editor or a transfer may have done to it."""
     try:
-        data = path.read_bytes()
+        data = _bytes_of(path, shown)
     except FileNotFoundError:
         raise ConfigError(f"{shown}: there is no such file; it should be {what}") from None
     except IsADirectoryError:
@@ -46,6 +47,20 @@ def read_text(path: Path, *, shown: str, what: str) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError(f"{shown}:{line} is not UTF-8 text ({error.reason})") from error
+
+
+def _bytes_of(path: Path, shown: str) -> bytes:
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise ConfigError(f"{shown} is a device, a pipe or a socket; it should be a plain file")
+    if found.st_size > _LARGEST_BYTES:
+        raise ConfigError(
+            f"{shown} has {found.st_size} bytes; more than {_LARGEST_BYTES} is no configuration"
+        )
+    return path.read_bytes()
+
+
+_LARGEST_BYTES = 4 << 20
 
 
 def run_confs(

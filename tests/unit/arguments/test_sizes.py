@@ -86,7 +86,7 @@ def test_query_groups_and_tp(project: Project) -> None:
         (
             {"PP": "2", "VPP": "3"},
             ["--pipeline-model-parallel-layout", "Et|t|t|tL"],
-            "has 2 virtual stages",
+            "VPP=3 (environment), but by --pipeline-model-parallel-layout",
         ),
         (
             {"PP": "2"},
