@@ -86,9 +86,9 @@ MATRIX = [
     if possible(family, layout, dialect)
 ]
 QUICK = [
-    (family, layout, DIALECTS[i // 5 % 2] if possible(family, layout, "local") else "te")
+    (family, layout, DIALECTS[i // 8 % 2] if possible(family, layout, "local") else "te")
     for i, (family, layout) in enumerate((f, y) for f in FAMILIES for y in LAYOUTS)
-    if i % 5 == 0 and possible(family, layout, "te")
+    if i % 8 == 0 and possible(family, layout, "te")
 ]
 """Every family, every layout and both dialects, thinly."""
 
