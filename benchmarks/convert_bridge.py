@@ -42,7 +42,7 @@ OFF = (
 )
 """What Bridge switches on for a GPU."""
 KINDS = {
-    "column": ("LayerNormColumnParallelLinear", "ColumnParallelGroupedLinear"),
+    "column": ("LayerNormColumnParallelLinear", "ColumnParallelGroupedLinear", "CoreAttention"),
     "row": ("RowParallelGroupedLinear",),
     "replicated": ("Norm", "DuplicatedLinear"),
 }

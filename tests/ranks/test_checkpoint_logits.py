@@ -90,6 +90,7 @@ QUICK = [
     for i, (family, layout) in enumerate((f, y) for f in FAMILIES for y in LAYOUTS)
     if i % 8 == 0 and possible(family, layout, "te")
 ]
+QUICK.append(("gpt_oss", "PP2", "te"))
 """Every family, every layout and both dialects, thinly."""
 
 
