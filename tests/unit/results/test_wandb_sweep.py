@@ -10,7 +10,7 @@ import pytest
 from moe_bench.results.wandb import WandbMirror
 from moe_bench.results.writer import RunWriter
 from tests.support.recorded import step_record, write_manifest
-from tests.unit.results.test_wandb import read_offline
+from tests.support.wandb_files import read_offline
 
 
 def mirrored(run_dir: Path, environment: dict[str, str], **args: str) -> tuple[object, dict]:
@@ -28,8 +28,8 @@ def mirrored(run_dir: Path, environment: dict[str, str], **args: str) -> tuple[o
     )
     mirror.step(step_record(1))
     mirror.close()
-    written, config, _ = read_offline(run_dir)
-    return written, config
+    found = read_offline(run_dir)
+    return found.run, found.config
 
 
 def test_a_point_is_in_its_sweeps_group_with_its_values(tmp_path: Path) -> None:
