@@ -196,6 +196,12 @@ _ADVICE = (
 )
 
 
+_OTHERWISE = {
+    "kubectl": "what was made before that is removed with: kubectl delete --filename launch.yaml",
+    "helm": "see `helm list` and `helm uninstall`",
+}
+
+
 def _call(words: list[str], *, timeout_s: int, about: str) -> str:
     tool = words[0]
     if shutil.which(tool) is None:
@@ -211,5 +217,5 @@ def _call(words: list[str], *, timeout_s: int, about: str) -> str:
     if done.returncode == 0:
         return done.stdout
     said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-    advice = next((way for sign, way in _ADVICE if sign in said.lower()), "nothing more was done")
+    advice = next((way for sign, way in _ADVICE if sign in said.lower()), _OTHERWISE[tool])
     raise LaunchError(f"{tool} refused {about}: {said}; {advice}")

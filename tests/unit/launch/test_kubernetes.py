@@ -13,12 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from moe_bench.cli import cancel, logs, status
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import LaunchError
+from moe_bench.launch.job import record_submission
 from moe_bench.launch.kubernetes import KubernetesLauncher, dump
 from moe_bench.launch.kubernetes_objects import manifests
 from moe_bench.launch.kubernetes_values import CHART
@@ -289,6 +293,32 @@ def test_a_job_is_created_seen_and_deleted(tmp_path: Path, cluster: Path) -> Non
     LAUNCHER.cancel(handle.job_id)
     assert list(cluster.glob("*.json")) == []
     assert LAUNCHER.query([handle.job_id]) == {}
+
+
+def test_status_logs_and_cancel_work_where_the_volume_is_not_seen(
+    tmp_path: Path, cluster: Path
+) -> None:
+    plan, run = submitted(tmp_path)
+    (run.run_dir / "run.json").write_bytes(run.to_json())
+    record_submission(run.run_dir, plan, LAUNCHER.submit(plan, run))
+    labels = {"moe-bench/run": "moe-one"}
+    metadata = {"name": "moe-one-0", "namespace": "default", "labels": labels}
+    pod = {"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n7"}, "status": {}}
+    (cluster / "Pod-default-moe-one-0.json").write_text(json.dumps(pod))
+    (cluster / "moe-one-0.log").write_text("torch.OutOfMemoryError: CUDA out of memory.\n")
+
+    def said(verb: click.Command) -> str:
+        result = CliRunner().invoke(verb, [str(run.run_dir)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "starting  job default/job/moe-one" in said(status.command)
+    assert "on n7" in said(status.command)
+    assert "[pod/moe-one-0/ranks] torch.OutOfMemoryError" in said(logs.command)
+    assert "out of GPU memory" in said(logs.command)
+    assert "cancelled" in said(cancel.command)
+    assert not list(cluster.glob("Job-*"))
+    assert "one  cancelled" in said(status.command)
 
 
 STATES = [
