@@ -15,7 +15,7 @@ from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError
 
-_RULE = Origin(layer="derived", place="no CUDA here (moe_bench/arguments/cpu.py)")
+_RULE = Origin(layer="derived", place="what this machine lacks (moe_bench/arguments/cpu.py)")
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +161,9 @@ def for_machine(
     `asked`: MOE_BENCH_DEVICE of the caller. Raises ConfigError for a run that is neither Tiny nor a rehearsal.
     """
     if machine.device == "cuda":
-        return run if machine.transformer_engine else _without_transformer_engine(run, knows)
+        if not machine.transformer_engine:
+            return _without_transformer_engine(run, knows)
+        return run if machine.apex else _without_apex(run)
     for flag in REFUSED:
         if flag in run.args:
             raise ConfigError(
@@ -177,6 +179,24 @@ def for_machine(
             changed.add(flag, "true")
     if changed.needed and not (run.rehearsal or run.model.startswith("Tiny-") or asked == "cpu"):
         raise ConfigError(_refusal(run, changed.needed))
+    return replace(
+        run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
+    )
+
+
+_FUSION = "--no-gradient-accumulation-fusion"
+
+
+def _without_apex(run: ResolvedRun) -> ResolvedRun:
+    """Megatron's own linear layers, the output layer among them, would end the run at start."""
+    changed = _Changes(run)
+    changed.add(_FUSION, "true")
+    if _FUSION not in run.args:
+        changed.announce(
+            "gradient accumulation in the GEMM (Megatron's default)",
+            _FUSION,
+            "Apex's fused_weight_gradient_mlp_cuda is not installed here",
+        )
     return replace(
         run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
     )
@@ -219,7 +239,7 @@ class _Changes:
         """Take the feature's flags out, where there are any."""
         asked = [flag for flag in feature.flags if flag in self.args]
         if asked:
-            self._say(_asked(self.args, asked), feature.used, feature.reason)
+            self.announce(_asked(self.args, asked), feature.used, feature.reason)
             for flag in asked:
                 del self.args[flag]
 
@@ -227,14 +247,16 @@ class _Changes:
         """Nsight Systems traces CUDA; PyTorch's profiler traces the CPU too."""
         if "--profile" in self.args and "--use-pytorch-profiler" not in self.args:
             self.add("--use-pytorch-profiler", "true")
-            self._say("Nsight Systems", "PyTorch's profiler", "nsys would find no CUDA to trace")
+            self.announce(
+                "Nsight Systems", "PyTorch's profiler", "nsys would find no CUDA to trace"
+            )
 
     def replace_backends(self) -> None:
         """gloo, Megatron's local layers, and weights made on the CPU."""
         self.use_plain_layers(_NO_TE)
         dispatcher = self.args.get("--moe-token-dispatcher-type")
         if dispatcher is not None and dispatcher.value == "flex":
-            self._say(
+            self.announce(
                 "--moe-token-dispatcher-type flex",
                 "alltoall",
                 "flex moves tokens with CUDA kernels",
@@ -248,7 +270,7 @@ class _Changes:
         impl = self.args.get("--transformer-impl")
         if impl is None or impl.value != "local":
             said = impl.value if impl else "transformer_engine (Megatron's default)"
-            self._say(f"--transformer-impl {said}", "local", reason)
+            self.announce(f"--transformer-impl {said}", "local", reason)
         self.add("--transformer-impl", "local")
 
     def add(self, flag: str, value: str) -> None:
@@ -261,7 +283,8 @@ class _Changes:
             lost = (Overridden(value=before.value, origin=before.origin), *before.overrode)
         self.args[flag] = Setting(value=value, origin=_RULE, overrode=lost)
 
-    def _say(self, asked: str, used: str, reason: str) -> None:
+    def announce(self, asked: str, used: str, reason: str) -> None:
+        """Say what was asked for, what is used, and why."""
         self.substitutions.append(Substitution(asked=asked, used=used, reason=reason))
         self.needed.append(self.substitutions[-1])
 

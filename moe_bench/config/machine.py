@@ -24,6 +24,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """CPU cores this process may use."""
     transformer_engine: bool = True
     """Whether the interpreter that will run the ranks has Transformer Engine."""
+    apex: bool = True
+    """Whether it has Apex's kernel that adds a weight's gradient to its fp32 sum."""
 
 
 def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Machine:
@@ -35,6 +37,7 @@ def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Ma
         gpus=max(gpus, 1) if device == "cuda" else 0,
         cores=len(os.sched_getaffinity(0)),
         transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        apex=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )
 
 

@@ -20,6 +20,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.multi_token_prediction import get_mtp_ranks, mtp_on_this_rank
 from megatron.core.utils import (
+    StragglerDetector,
     get_attr_wrapped_model,
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
@@ -29,12 +30,44 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import core_transformer_config_from_args, parse_and_validate_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from moe_bench.errors import ArgumentsError
+
 BATCH = ("attention_mask", "labels", "loss_mask", "position_ids", "tokens")
 
 
+UNSERVED = {
+    "sft": "--sft",
+    "dataloader_inter_document_masking": "--dataloader-inter-document-masking",
+    "hybrid_context_parallel": "--hybrid-context-parallel",
+    "fim_data": "--fim-data",
+    "per_dataset_sequences_path": "--per-dataset-sequences-path",
+    "logits_load_dir": "--logits-load-dir",
+    "inprocess_restart": "--inprocess-restart",
+}
+"""What Megatron-LM's pretrain_gpt.py (0.19.0) does besides pretraining, by attribute and flag."""
+SPIKE = 10
+"""A loss so many times the largest so far is a spike, for --check-for-spiky-loss."""
+stragglers = StragglerDetector()
+
+
 def parse() -> Any:
-    """Megatron's arguments from sys.argv, validated and made global by Megatron itself."""
-    return parse_and_validate_args(args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
+    """Megatron's arguments from sys.argv, validated and made global by Megatron itself.
+
+    Raises ArgumentsError for what only Megatron-LM's script does.
+    """
+    args = parse_and_validate_args(args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
+    refuse_unserved(args)
+    return args
+
+
+def refuse_unserved(args: Any) -> None:
+    """Raise ArgumentsError when `args` ask for more than this entry does."""
+    asked = [flag for attribute, flag in UNSERVED.items() if getattr(args, attribute, None)]
+    if asked:
+        raise ArgumentsError(
+            f"{', '.join(asked)}: not done by moe_bench's own entry, which pretrains; set MEGATRON_PATH to a Megatron-LM "
+            "checkout, whose pretrain_gpt.py then runs"
+        )
 
 
 def train(args: Any, *, model_config: Callable[[Any], Any] = gpt_config_from_args) -> None:
@@ -57,18 +90,14 @@ def forward_step(
     """One micro-batch through `model`: its output, and the function that turns it into a loss."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    with stragglers(bdata=True):
+        batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
     timers("batch-generator").stop()
     inputs = (batch["tokens"], batch["position_ids"], batch["attention_mask"])
     loss = partial(loss_func, batch["loss_mask"])
-    if return_schedule_plan:
-        return (
-            model.build_schedule_plan(
-                *inputs, labels=batch["labels"], loss_mask=batch["loss_mask"]
-            ),
-            loss,
-        )
-    return model(*inputs, labels=batch["labels"], loss_mask=batch["loss_mask"]), loss
+    compute = model.build_schedule_plan if return_schedule_plan else model
+    with stragglers:
+        return compute(*inputs, labels=batch["labels"], loss_mask=batch["loss_mask"]), loss
 
 
 def loss_func(
@@ -87,6 +116,15 @@ def loss_func(
                 tolerance=0.0,
                 fatal=True,
             )
+    if get_args().check_for_spiky_loss:
+        machine = get_rerun_state_machine()
+        machine.validate_result(
+            result=loss,
+            rejection_func=partial(machine.is_unexpectedly_large, threshold=SPIKE, context="loss"),
+            message="Spiky loss",
+            tolerance=0.0,
+            fatal=False,
+        )
     report = torch.cat([loss.clone().detach().view(1), num_tokens.view(1)])
     return loss, num_tokens, {"lm loss": report}
 

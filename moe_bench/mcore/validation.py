@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -11,4 +12,9 @@ def validate() -> Any:
 
     args = parse_args()
     validate_args(args, {"tokenizer_type": "GPT2BPETokenizer"})
+    entry = sys.modules.get(
+        "moe_bench.mcore.entry"
+    )  # there unless a checkout's own script will run
+    if entry is not None:
+        entry.refuse_unserved(args)
     return args

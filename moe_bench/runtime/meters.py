@@ -32,14 +32,14 @@ class CpuMeters:
 class GpuMeters:
     """torch's peak of allocated memory, and NVML's view, sampled once a second by a thread of its own."""
 
-    def __init__(self, rank: int, local_rank: int) -> None:
-        """Start sampling. Without nvidia-ml-py there are no samples."""
+    def __init__(self, rank: int) -> None:
+        """Start sampling this thread's current device. Without nvidia-ml-py there are no samples."""
         self._rank = rank
         self._latest: GpuSample | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._sample, args=(local_rank,), name="nvml", daemon=True
-        )
+        # By UUID: NVML counts all devices of the machine, torch those that CUDA_VISIBLE_DEVICES leaves, in its order.
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        self._thread = threading.Thread(target=self._sample, args=(uuid,), name="nvml", daemon=True)
         self._thread.start()
 
     def memory_bytes(self) -> float:
@@ -55,14 +55,13 @@ class GpuMeters:
         self._stop.set()
         self._thread.join(timeout=2 * PERIOD_S)
 
-    def _sample(self, local_rank: int) -> None:
+    def _sample(self, uuid: str) -> None:
         try:
             import pynvml  # noqa: PLC0415 - optional
         except ModuleNotFoundError:
             return
         try:
             pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(local_rank).uuid)
             device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
             while not self._stop.wait(PERIOD_S):
                 self._latest = GpuSample(
@@ -76,6 +75,6 @@ class GpuMeters:
             self._latest = None  # a container without NVML: the record has no samples
 
 
-def meters(rank: int, local_rank: int, *, on_cpu: bool) -> CpuMeters | GpuMeters:
-    """For this process."""
-    return CpuMeters() if on_cpu else GpuMeters(rank, local_rank)
+def meters(rank: int, *, on_cpu: bool) -> CpuMeters | GpuMeters:
+    """For this process, whose device is set."""
+    return CpuMeters() if on_cpu else GpuMeters(rank)

@@ -19,8 +19,10 @@ from moe_bench.runtime import resume
 from moe_bench.runtime.fitting import fitting
 from moe_bench.runtime.rank import (
     RankContext,
+    device_ordinal,
     environment,
     export,
+    export_device,
     export_for_cpu,
     rank_context,
 )
@@ -51,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
 def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
     """Import torch and Megatron, the CPU embedding in place where there is no CUDA: all that ranks can share.
 
-    Returns the embedding; None on a GPU. Raises ArgumentsError for what a CPU cannot do.
+    Returns the embedding; None on a GPU. Raises ArgumentsError for what a CPU cannot do, LaunchError
+    where this rank has no GPU to itself.
     """
     import torch  # noqa: PLC0415 - seconds; after the environment has been checked
 
@@ -63,6 +66,10 @@ def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
         refuse(argv)
         export_for_cpu()
         embedding = install(local_world_size=context.local_world_size)
+    else:
+        ordinal = device_ordinal(context.local_rank, torch.cuda.device_count())
+        export_device(ordinal)
+        torch.cuda.set_device(ordinal)
     from moe_bench.mcore.imports import import_megatron  # noqa: PLC0415
 
     import_megatron(checkout=context.megatron_path, on_cpu=embedding is not None)
@@ -167,7 +174,7 @@ def _use_reference_layers(context: RankContext, stack: contextlib.ExitStack) -> 
     """A GPU without Transformer Engine: Megatron's own local layers refuse much of what the presets need."""
     from moe_bench.mcore.cpu.spec import reference_layers  # noqa: PLC0415
 
-    layers = stack.enter_context(reference_layers())
+    layers = stack.enter_context(reference_layers(on_cpu=False))
     if context.rank == 0:
         sys.stdout.write(
             f"Transformer Engine is not installed: {len(layers)} reference layers in plain torch take its place\n"
@@ -198,7 +205,7 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
     from moe_bench.runtime.meters import meters  # noqa: PLC0415
 
     assert context.run_dir is not None
-    gauges = meters(context.rank, context.local_rank, on_cpu=embedding is not None)
+    gauges = meters(context.rank, on_cpu=embedding is not None)
     profiler: list[StepProfiler] = []
     writer = RunWriter(context.run_dir, rank=context.rank)
 

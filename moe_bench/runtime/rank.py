@@ -62,6 +62,28 @@ def export(context: RankContext) -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
+def device_ordinal(local_rank: int, visible_devices: int) -> int:
+    """The CUDA device of this rank among those it sees. Raises LaunchError when it would share one.
+
+    Slurm may show each task its own GPU alone (--gpus-per-task, --gpu-bind), which is then device 0 of every task;
+    torchrun shows all of them to each of its workers.
+    """
+    if local_rank < visible_devices:
+        return local_rank
+    if visible_devices == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    raise LaunchError(
+        f"LOCAL_RANK={local_rank} has no GPU: this process sees {visible_devices} (CUDA_VISIBLE_DEVICES: {shown}); "
+        f"start at most {visible_devices} ranks on this machine, or give it more GPUs"
+    )
+
+
+def export_device(ordinal: int) -> None:
+    """Megatron takes LOCAL_RANK as its device (megatron/training/initialize.py _initialize_distributed, 0.19.2)."""
+    os.environ["LOCAL_RANK"] = str(ordinal)
+
+
 def export_for_cpu() -> None:
     """What a CPU rank needs before Megatron is imported."""
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled for a GPU

@@ -195,7 +195,16 @@ def _pytest_arguments(file: str, options: argparse.Namespace) -> list[str]:
     unused = ("cacheprovider", "xdist", "hypothesispytest", "anyio")
     plugins = [word for name in unused for word in ("-p", f"no:{name}")]
     # Its own settings stop at the first failure and print every test's output.
-    settings = ["-c", os.devnull, f"--rootdir={Path.cwd()}", "-W", "ignore", "--tb=short", "-q"]
+    settings = [
+        "--continue-on-collection-errors",
+        "-c",
+        os.devnull,
+        f"--rootdir={Path.cwd()}",
+        "-W",
+        "ignore",
+        "--tb=short",
+        "-q",
+    ]
     chosen = ["-m", "not flaky_in_dev and not experimental"]
     target = f"tests/unit_tests/{file}"
     return [*plugins, *settings, *chosen, timeout, *options.pytest.split(), target]

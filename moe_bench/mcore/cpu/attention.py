@@ -96,7 +96,7 @@ class CoreAttention(MegatronModule):
         if mask_type in CAUSAL and attention_mask is not None and is_causal_mask(attention_mask):
             attention_mask = None
         if self.cp_group is None:
-            rows = torch.arange(query.shape[0])
+            rows = torch.arange(query.shape[0], device=query.device)
             context = self._attend(query, key, value, rows, mask_type, attention_mask)
             return context.flatten(2)
         return self._context_parallel(query, key, value, mask_type, attention_mask)
@@ -115,7 +115,7 @@ class CoreAttention(MegatronModule):
         outputs = []
         chunk = query.shape[0] // 2
         for index, number in enumerate(own_chunks(self.cp_group)):
-            rows = torch.arange(number * chunk, (number + 1) * chunk)
+            rows = torch.arange(number * chunk, (number + 1) * chunk, device=query.device)
             own = slice(index * chunk, (index + 1) * chunk)
             mask = None if attention_mask is None else attention_mask[..., own, :]
             reach = (number + 1) * chunk if mask is None and mask_type in CAUSAL else key.shape[0]
@@ -140,7 +140,7 @@ class CoreAttention(MegatronModule):
         outputs = []
         for start, end in pairwise(bounds):
             own = slice(start, end)
-            rows = torch.arange(end - start)
+            rows = torch.arange(end - start, device=query.device)
             q, k, v = (t[own].unsqueeze(1) for t in (query, key, value))
             outputs.append(self._attend(q, k, v, rows, AttnMaskType.causal, None).squeeze(1))
         return torch.cat(outputs).flatten(1)
@@ -179,7 +179,7 @@ class CoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return which keys a query may see, as a boolean broadcastable to [b, n, s, S]."""
-        columns = torch.arange(keys)
+        columns = torch.arange(keys, device=rows.device)
         distance = rows[:, None] - columns[None, :]
         allowed = torch.ones_like(distance, dtype=torch.bool)
         if mask_type in CAUSAL:
@@ -269,7 +269,7 @@ def is_causal_mask(attention_mask: torch.Tensor) -> bool:
     if _last_mask is not None and _last_mask[0]() is attention_mask:
         return _last_mask[1]
     rows, columns = attention_mask.shape[-2:]
-    future = torch.ones(rows, columns, dtype=torch.bool).triu(1)
+    future = torch.ones(rows, columns, dtype=torch.bool, device=attention_mask.device).triu(1)
     answer = rows == columns and bool((attention_mask == future).all())
     _last_mask = (weakref.ref(attention_mask), answer)
     return answer

@@ -32,7 +32,10 @@ class _GatherSequence(torch.autograd.Function):
         ctx: Any, own: torch.Tensor, cp_group: torch.distributed.ProcessGroup
     ) -> torch.Tensor:
         ctx.cp_group = cp_group
-        parts = [torch.empty(own.shape, dtype=own.dtype) for _ in range(cp_group.size())]
+        parts = [
+            torch.empty_like(own, memory_format=torch.contiguous_format)
+            for _ in range(cp_group.size())
+        ]
         torch.distributed.all_gather(parts, own.contiguous(), group=cp_group)
         first, second = zip(*(part.chunk(2) for part in parts), strict=True)
         return torch.cat((*first, *reversed(second)))

@@ -107,7 +107,7 @@ class GroupedLinear(torch.nn.Module):
             return output, None
         if self.skip_bias_add:
             return output, list(self.bias.unbind())
-        counts = torch.tensor(tokens_per_expert)
+        counts = torch.tensor(tokens_per_expert, device=x.device)
         return output + self.bias.repeat_interleave(counts, dim=0, output_size=x.shape[0]), None
 
     def backward_dw(self) -> None:

@@ -166,7 +166,7 @@ def _replacement(
 
 _ABSENT = object()
 NO_TE = "Transformer Engine needs a GPU"
-REPLACEMENTS: tuple[Replacement, ...] = (
+_LAYERS: tuple[Replacement, ...] = (
     _replacement(
         "megatron.core.models.backends",
         "LocalSpecProvider",
@@ -237,6 +237,8 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             ("chunk_gated_delta_rule", torch_chunk_gated_delta_rule),
         )
     ),
+)
+_ON_A_CPU: tuple[Replacement, ...] = (
     _replacement(
         "megatron.core.transformer.moe.moe_utils",
         "apply_router_token_dropping",
@@ -279,11 +281,13 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         wraps=True,
     ),
 )
+"""A GPU without Transformer Engine keeps Megatron's own of these: Apex's optimizer, say, and NCCL's collectives."""
+REPLACEMENTS = (*_LAYERS, *_ON_A_CPU)
 
 
 @contextmanager
 def reference_layers(
-    *, arrangement: Literal["te", "local"] = "te"
+    *, arrangement: Literal["te", "local"] = "te", on_cpu: bool = True
 ) -> Iterator[tuple[Replacement, ...]]:
     """Make Megatron build the reference layers; undone on exit. Yields what was replaced, to be announced.
 
@@ -296,7 +300,7 @@ def reference_layers(
     undo: list[tuple[ModuleType, str, Any]] = []
     done = []
     try:
-        for replacement in REPLACEMENTS:
+        for replacement in REPLACEMENTS if on_cpu else _LAYERS:
             if replacement.arranges and arrangement == "local":
                 continue
             home = _home(replacement.module)

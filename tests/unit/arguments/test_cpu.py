@@ -21,6 +21,16 @@ def test_a_gpu_without_transformer_engine_gets_plain_layers_and_says_so() -> Non
     assert {one.used for one in run.substitutions} == {"local", "the same operations, unfused"}
 
 
+def test_a_gpu_without_apex_accumulates_gradients_outside_the_gemm_and_says_so() -> None:
+    machine = Machine(device="cuda", gpus=1, cores=2, apex=False)
+    run = cpu.for_machine(make_run(args={}), machine, asked=None, knows=lambda _: True)
+    assert run.args["--no-gradient-accumulation-fusion"].value == "true"
+    assert ["Apex" in one.reason for one in run.substitutions] == [True]
+    asked = make_run(args={"--no-gradient-accumulation-fusion": "true"})
+    told = cpu.for_machine(asked, machine, asked=None, knows=lambda _: True)
+    assert told.substitutions == ()
+
+
 def test_a_gpu_with_transformer_engine_runs_what_was_asked() -> None:
     run = make_run(args={"--transformer-impl": "transformer_engine"})
     machine = Machine(device="cuda", gpus=1, cores=2, transformer_engine=True)
