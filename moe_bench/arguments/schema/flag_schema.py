@@ -162,7 +162,7 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
             if spec is None:
                 continue
             first = by_dest.setdefault(spec.dest, flag)
-            if first != flag and _differ(self.flags[first], args[first], spec, setting):
+            if first != flag and _differ((first, args[first]), (flag, setting), self.flags):
                 yield Finding(
                     severity="error",
                     rule="said-twice",
@@ -173,10 +173,18 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
 
-def _differ(first: FlagSpec, first_setting: Setting, spec: FlagSpec, setting: Setting) -> bool:
-    if first.is_switch and spec.is_switch:
-        return first.kind != spec.kind
-    return first_setting.value != setting.value
+def _differ(
+    first: tuple[str, Setting], second: tuple[str, Setting], flags: Mapping[str, FlagSpec]
+) -> bool:
+    specs = flags[first[0]], flags[second[0]]
+    if all(spec.is_switch for spec in specs):
+        return _turns_on(first[0], specs[0]) != _turns_on(second[0], specs[1])
+    return first[1].value != second[1].value
+
+
+def _turns_on(flag: str, spec: FlagSpec) -> bool:
+    """Of `--x` and `--no-x`, which argparse makes of one declaration, the first; else what the switch sets."""
+    return not flag.startswith("--no-") if spec.kind == "boolean" else spec.kind != "false"
 
 
 def _words(setting: Setting) -> tuple[str, ...]:
