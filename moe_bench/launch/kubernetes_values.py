@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from moe_bench.arguments.emit import argv
-from moe_bench.config.run import ResolvedRun
+from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 
 CHART = Path(__file__).parent / "chart"
@@ -136,8 +136,18 @@ def _as_pods_see(run: ResolvedRun, project: Path) -> ResolvedRun:
         run,
         run_dir=run_dir,
         args={name: _moved(setting, moved) for name, setting in run.args.items()},
-        env={name: _moved(setting, moved) for name, setting in run.env.items()},
+        env={name: _moved(setting, moved) for name, setting in _mirrored(run).items()},
     )
+
+
+def _mirrored(run: ResolvedRun) -> dict[str, Setting]:
+    """The environment, with W&B on where the key comes from a Secret: common.conf only saw that none is here."""
+    env = dict(run.env)
+    mode = env.get("WANDB_MODE")
+    if mode is not None and mode.origin.layer == "common" and _knob(run, "K8S_SECRET"):
+        place = Origin(layer="derived", place=f"K8S_SECRET ({_place(run, 'K8S_SECRET')})")
+        env["WANDB_MODE"] = Setting(value="online", origin=place)
+    return env
 
 
 def _moved(setting: Any, moved: dict[str, str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import itertools
@@ -20,7 +21,7 @@ import yaml
 from click.testing import CliRunner
 
 from moe_bench.cli import cancel, logs, status
-from moe_bench.config.run import ResolvedRun
+from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 from moe_bench.launch.job import record_submission
 from moe_bench.launch.kubernetes import KubernetesLauncher, dump
@@ -159,6 +160,23 @@ def test_secrets_come_from_the_secret_alone() -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN"):
         assert by_name[name]["valueFrom"]["secretKeyRef"]["name"] == "wandb"
         assert "value" not in by_name[name]
+
+
+@pytest.mark.parametrize(
+    ("layer", "secret", "mode"),
+    [
+        ("common", "wandb", "online"),
+        ("common", "", "disabled"),
+        ("environment", "wandb", "disabled"),
+    ],
+)
+def test_wandb_is_on_where_the_key_comes_from_a_secret(layer: str, secret: str, mode: str) -> None:
+    disabled = Setting(value="disabled", origin=Origin(layer=layer, place="there"))
+    run = dataclasses.replace(make_run(**LEAST, K8S_SECRET=secret), env={"WANDB_MODE": disabled})
+    documents = yaml.safe_load_all(LAUNCHER.render(run).script)
+    job = next(one for one in documents if one["kind"] == "Job")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert {"name": "WANDB_MODE", "value": mode} in container["env"]
 
 
 def test_a_pod_of_a_cpu_run_asks_for_cores() -> None:
