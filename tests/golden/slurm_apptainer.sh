@@ -29,7 +29,7 @@ echo "moe_bench: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, nodes $SL
 warned=0 stop="$MOE_BENCH_RUN_DIR/results/stop"
 rm -f "$stop"
 warn() {
-  echo "moe_bench: the time limit or a preemption is near: asking for a checkpoint"
+  echo "moe_bench: Slurm is about to end the job (time limit, preemption): asking for a checkpoint"
   warned=1
   touch "$stop"
   scancel --signal=URG "$SLURM_JOB_ID.0" || true
@@ -67,8 +67,12 @@ silent_nodes() { # the nodes that no longer start a task, found by asking each f
   done
 }
 
+is_running() { # false once Slurm is ending the job: cancelled, or requeued by Slurm itself
+  [[ "$(squeue --noheader --states=RUNNING --format=%T --jobs "$SLURM_JOB_ID" 2>/dev/null)" == RUNNING ]]
+}
+
 go_on() { # go_on REASON: back into the queue, unless the job is being cancelled or its restarts are spent
-  if [[ "$(squeue --noheader --states=RUNNING --format=%T --jobs "$SLURM_JOB_ID" 2>/dev/null)" != RUNNING ]]; then
+  if ! is_running; then
     echo "moe_bench: $1; not requeued: Slurm is ending the job"
   elif (( ${SLURM_RESTART_COUNT:-0} >= 10 )); then
     echo "moe_bench: $1; not requeued: 10 restarts are spent (MAX_REQUEUES)"
@@ -82,7 +86,7 @@ if [[ "$rc" == 0 && -e "$MOE_BENCH_RUN_DIR/results/steps-left" ]]; then
   echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"
 elif [[ "$rc" == 143 && "$warned" == 1 ]]; then
   go_on "warned before the first step"
-elif [[ "$rc" != 0 && "$SLURM_JOB_NUM_NODES" != 1 ]]; then
+elif [[ "$rc" != 0 && "$SLURM_JOB_NUM_NODES" != 1 ]] && is_running; then
   silent="$(silent_nodes)"
   [[ -z "$silent" ]] || go_on "node failure: ${silent//$'\n'/ } does not answer"
 fi
