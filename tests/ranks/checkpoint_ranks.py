@@ -1,7 +1,8 @@
 """Runs checkpoints under Megatron on CPU ranks: imports once, then forks the ranks of each case.
 
 usage: checkpoint_ranks.py CASES.json   [{"world_size", "argv", "tokens": file, "out": file, ...}]
-"how": "train" trains and saves through the product's entry, as its argv says; "own norm" leaves Megatron's query norm;
+"how": "train" trains and saves through the product's entry, as its argv says; "load" only loads, into the
+layers that Megatron's flags describe;
 "poison" makes a legacy checkpoint name a command.
 """
 
@@ -18,9 +19,7 @@ from moe_bench.runtime.logits import fork_ranks, prepare, run_model
 def main(cases_file: Path) -> None:
     prepare()
     for case in json.loads(cases_file.read_text()):
-        body = {"train": train, "own norm": own_norm, "poison": poison}.get(
-            case.get("how", ""), run
-        )
+        body = {"train": train, "load": load, "poison": poison}.get(case.get("how", ""), run)
         codes = fork_ranks(case["world_size"], lambda c=case, b=body: b(c))
         Path(case["out"] + ".codes").write_text(json.dumps(codes))
 
@@ -29,7 +28,7 @@ def run(case: dict) -> None:
     run_model(case["argv"], Path(case["tokens"]), Path(case["out"]), case.get("spec", "te"))
 
 
-def own_norm(case: dict) -> None:
+def load(case: dict) -> None:
     from moe_bench.mcore.checkpoint import load_model
     from moe_bench.mcore.cpu.spec import reference_layers
 
