@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.nearest import nearest
 from moe_bench.config.release import find_release
 from moe_bench.config.run import Origin, Overridden, Setting
-from moe_bench.config.sources import is_file, names_in, read_text, run_confs_in
+from moe_bench.config.sources import is_file, names_in, read_text, run_confs_each
 from moe_bench.errors import ConfigError
 
 MODELS = "model_configs/benchmarking"
@@ -73,30 +73,58 @@ ENVIRONMENT = Origin(layer="environment", place="environment")
 
 def gather(request: Request) -> Gathered:
     """Read every source. Raises ConfigError for the first that cannot be used."""
-    [found] = gather_all([request])
+    [found] = gather_each([request])
     if isinstance(found, ConfigError):
         raise found
     return found
 
 
 def gather_all(requests: Sequence[Request]) -> list[Gathered | ConfigError]:
-    """The same for many requests, whose .conf files a few bash processes run together. An error stands in its place."""
+    """All that `gather_each` gives."""
+    return list(gather_each(requests))
+
+
+def gather_each(requests: Sequence[Request]) -> Iterator[Gathered | ConfigError]:
+    """`gather` for many requests, in order, while a few bash processes run the .conf files of those to come.
+
+    An error stands in its request's place. An environment is run once, however many requests share it.
+    """
     begun = [_begun(request) for request in requests]
-    found: list[Gathered | ConfigError] = [
-        one if isinstance(one, ConfigError) else _UNREAD for one in begun
-    ]
-    together: dict[tuple[tuple[ConfFile, ...], Path], list[int]] = {}
-    for index, one in enumerate(begun):
+    kinds: dict[_Kind, dict[frozenset[tuple[str, str]], Mapping[str, str]]] = {}
+    for one in begun:
         if isinstance(one, _Begun):
-            together.setdefault((one.files, one.request.project), []).append(index)
-    for (files, project), indices in together.items():
-        group = [(index, one) for index in indices if isinstance(one := begun[index], _Begun)]
-        for (index, one), conf in zip(group, _conf(files, project, group), strict=True):
-            found[index] = _ended(one, conf)
-    return found
+            kinds.setdefault(one.kind, {})[one.key] = one.environment
+    passes = {kind: _confs(kind, environments) for kind, environments in kinds.items()}
+    for one in begun:
+        if isinstance(one, _Begun):
+            yield _ended(one, passes[one.kind](one.key))
+        else:
+            yield one
 
 
-_UNREAD = ConfigError("the .conf files were not run")
+type _Kind = tuple[tuple[ConfFile, ...], Path]
+"""The .conf files and the project: what one bash can run together."""
+
+
+def _confs(
+    kind: _Kind, environments: Mapping[frozenset[tuple[str, str]], Mapping[str, str]]
+) -> Callable[[frozenset[tuple[str, str]]], ConfVariables | ConfigError]:
+    """What became of an environment; waits for it if need be. Environments must first be asked for in their order."""
+    files, project = kind
+    shown = functools.cache(lambda path: _shown(Path(path), project))
+    to_come = iter(environments)
+    found: dict[frozenset[tuple[str, str]], ConfVariables | ConfigError] = {}
+    ran = run_confs_each(files, list(environments.values()), shown)
+
+    def outcome(key: frozenset[tuple[str, str]]) -> ConfVariables | ConfigError:
+        while key not in found:
+            try:
+                found[next(to_come)] = next(ran)
+            except ConfigError as error:  # of the files themselves: nothing ran, nothing will
+                found.update(dict.fromkeys(environments, error))
+        return found[key]
+
+    return outcome
 
 
 class _Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +136,16 @@ class _Begun(msgspec.Struct, frozen=True, kw_only=True):
     environment: Mapping[str, str]
     files: tuple[ConfFile, ...]
 
+    @property
+    def kind(self) -> _Kind:
+        """Requests of one kind are run by the same bash."""
+        return self.files, self.request.project
+
+    @property
+    def key(self) -> frozenset[tuple[str, str]]:
+        """Equal for requests with the same environment."""
+        return frozenset(self.environment.items())
+
 
 def _begun(request: Request) -> _Begun | ConfigError:
     try:
@@ -118,21 +156,6 @@ def _begun(request: Request) -> _Begun | ConfigError:
     except ConfigError as error:
         return error
     return _Begun(request=request, flags=flags, given=given, environment=environment, files=files)
-
-
-def _conf(
-    files: tuple[ConfFile, ...], project: Path, group: Sequence[tuple[int, _Begun]]
-) -> list[ConfVariables | ConfigError]:
-    """Each environment is run once, however many requests share it."""
-    shown = functools.cache(lambda path: _shown(Path(path), project))
-    keys = [frozenset(one.environment.items()) for _, one in group]
-    distinct = {key: one.environment for key, (_, one) in zip(keys, group, strict=True)}
-    try:
-        ran = run_confs_in(files, list(distinct.values()), shown)
-    except ConfigError as error:
-        return [error] * len(group)
-    by_key = dict(zip(distinct, ran, strict=True))
-    return [by_key[key] for key in keys]
 
 
 def _ended(begun: _Begun, conf: ConfVariables | ConfigError) -> Gathered | ConfigError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import stat
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -67,33 +69,45 @@ def run_confs(
     files: tuple[ConfFile, ...], environment: Mapping[str, str], shown: Callable[[str], str]
 ) -> ConfVariables:
     """The variables after running the files, in order, in one bash. Raises ConfigError with bash's own message."""
-    [found] = run_confs_in(files, [environment], shown)
+    [found] = run_confs_each(files, [environment], shown)
     if isinstance(found, ConfigError):
         raise found
     return found
 
 
-def run_confs_in(
+def run_confs_each(
     files: tuple[ConfFile, ...],
     environments: Sequence[Mapping[str, str]],
     shown: Callable[[str], str],
-) -> list[ConfVariables | ConfigError]:
-    """The same for many environments at once, each by itself, in a few bash processes. An error stands in its place."""
+) -> Iterator[ConfVariables | ConfigError]:
+    """The same for many environments, each by itself and in order, while a few bash processes run those to come.
+
+    An error of one stands in its place. Raises ConfigError for files that cannot be read or do not end.
+    """
     if not files:
-        return [variables(_NOTHING, (), one, shown) for one in environments]
+        yield from (variables(_NOTHING, (), one, shown) for one in environments)
+        return
     for file in files:
         read_text(Path(file.path), shown=file.shown, what="a bash .conf file")
     given = [_for_bash(environment) for environment in environments]
-    processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES, max(len(given) // _WORTH, 1))
-    size = -(-len(given) // processes)
-    passes = [_Pass(files, given[at : at + size]) for at in range(0, len(given), size)]
-    return [found for one in passes for found in one.outcomes(shown)]
+    batches = iter([given[at : at + _BATCH] for at in range(0, len(given), _BATCH)])
+    processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
+    running = deque(_Pass(files, batch) for batch in itertools.islice(batches, processes))
+    try:
+        while running:
+            ran = running.popleft()
+            ended = ran.outcomes(shown)
+            running.extend(_Pass(files, batch) for batch in itertools.islice(batches, 1))
+            yield from ended
+    finally:
+        for left in running:
+            left.end()
 
 
 _NOTHING = ConfLog(records=(), status=0)
 _MOST_PROCESSES = 8
-_WORTH = 16
-"""Environments that a further bash process is worth."""
+_BATCH = 32
+"""Environments that one bash process runs."""
 
 
 def _for_bash(environment: Mapping[str, str]) -> dict[str, str]:
@@ -124,7 +138,7 @@ class _Pass:
                 process_group=0,
             )
 
-    def outcomes(self, shown: Callable[[str], str]) -> Iterator[ConfVariables | ConfigError]:
+    def outcomes(self, shown: Callable[[str], str]) -> list[ConfVariables | ConfigError]:
         """Waits for the process. Raises ConfigError when a file does not come to an end."""
         with self._log, self._said:
             self._wait()
@@ -132,12 +146,22 @@ class _Pass:
             logs = split(self._log.read())
             self._said.seek(0)
             said = self._said.read().decode(errors="replace").split("\0")[1:]
-        for index, given in enumerate(self._given):
-            log = logs[index] if index < len(logs) else None
-            if log is not None and log.is_whole(self._files):
-                yield variables(log, self._files, given, shown)
-            else:
-                yield complaint(log, self._files, said[index] if index < len(said) else "")
+        return [
+            self._outcome(
+                given,
+                logs[index] if index < len(logs) else None,
+                said[index] if index < len(said) else "",
+                shown,
+            )
+            for index, given in enumerate(self._given)
+        ]
+
+    def _outcome(
+        self, given: Mapping[str, str], log: ConfLog | None, said: str, shown: Callable[[str], str]
+    ) -> ConfVariables | ConfigError:
+        if log is not None and log.is_whole(self._files):
+            return variables(log, self._files, given, shown)
+        return complaint(log, self._files, said)
 
     def _wait(self) -> None:
         """For bash alone: what a file leaves in the background is the user's. Nothing is left of one that does not end."""
@@ -145,16 +169,17 @@ class _Pass:
         try:
             self._process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            self._end()
+            self.end()
             names = ", ".join(file.shown for file in self._files)
             raise ConfigError(
                 f"{names}: still running after {limit_s:.0f} s; a .conf may not wait"
             ) from None
         except BaseException:  # Ctrl-C reaches this process alone
-            self._end()
+            self.end()
             raise
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Leave nothing of it."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 

@@ -43,7 +43,7 @@ def other_lines(summary: SweepSummary) -> Iterator[str]:
     for reason, members in grouped(summary.pruned)[:MOST_PRUNED]:
         shown = "; ".join(label(one.values) for one in members[:3])
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
-        yield f"cannot run: {shown}{more}: {reason}"
+        yield f"cannot run: {shown}{more}: {reason}".replace("\n", "\n  ")
     budget = "" if summary.budget_node_hours is None else f" of {summary.budget_node_hours:g}"
     yield f"used {summary.node_hours:.3g}{budget} node-hours"
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -14,7 +15,7 @@ from moe_bench.arguments.flags import Flags
 from moe_bench.arguments.resolve import Identity, output_folder, resolve_gathered
 from moe_bench.config import model_file
 from moe_bench.config.expand import names_in as names_in_value
-from moe_bench.config.gather import Gathered, Request, gather_all
+from moe_bench.config.gather import Gathered, Request, gather_each
 from moe_bench.config.knobs import KNOBS
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, ResolvedRun, Setting, SweepPoint
@@ -100,49 +101,85 @@ def plan(
             f"--vary makes {len(values):,} points; a sweep has at most {MOST_POINTS:,}, so vary less at once"
         )
     requests = [_request(asked, one) for one in values]
-    gathered = gather_all(requests)
-    first = next((one for one in gathered if isinstance(one, Gathered)), None)
-    model = first.model if first else requests[0].environment.get("MODEL", "sweep")
-    sweep_id = asked.sweep_id or _sweep_id(asked, model)
-    project = asked.request.project
-    base = output_folder(first.knobs, project) if first else project / "runs"
-    folder = base / SWEEPS_FOLDER / sweep_id
-    pruned: list[Pruned] = []
-    candidates: list[Candidate] = []
-    seen: dict[bytes, Point] = {}
-    flags_of = _FlagsOnce()
-    width = len(str(len(values)))
-    for one, request, found in zip(values, requests, gathered, strict=True):
-        number = len(candidates) + 1
-        name = f"{number:0{width}d}-{_name(one)}"
+    points = _Points(asked, machine, launcher, check, width=len(str(len(values))))
+    for one, request, found in zip(values, requests, gather_each(requests), strict=True):
+        points.add(one, request, found)
+    return points.plan()
+
+
+class _Points:
+    """Takes the points one after another: the legal ones get numbers, the others a reason."""
+
+    def __init__(
+        self, asked: Asked, machine: Machine, launcher: Launcher, check: Check | None, *, width: int
+    ) -> None:
+        self._asked, self._machine, self._launcher, self._check = asked, machine, launcher, check
+        self._width = width
+        self._flags_of = _FlagsOnce()
+        self._place: _Place | None = None
+        self._candidates: list[Candidate] = []
+        self._pruned: list[Pruned] = []
+        self._seen: dict[bytes, Point] = {}
+
+    def plan(self) -> SweepPlan:
+        """Of the points taken so far."""
+        place = self._place or _Place.of(self._asked, None)
+        return SweepPlan(
+            sweep_id=place.sweep_id,
+            asked=self._asked,
+            model=place.model,
+            candidates=tuple(self._candidates),
+            pruned=tuple(self._pruned),
+        )
+
+    def add(
+        self, values: Mapping[str, str], request: Request, found: Gathered | ConfigError
+    ) -> None:
+        """The next point."""
         try:
             if isinstance(found, ConfigError):
                 raise found
-            identity = Identity(run_id=name, folder=folder)
-            run = resolve_gathered(found, request, machine, identity, flags_of(found))
-            run = _of_sweep(run, sweep_id, number, one)
-            key = fingerprint(run)
-            if key in seen:
-                raise ConfigError(
-                    f"it is the same run as point {seen[key].number} ({seen[key].label}): what differs changes nothing here"
-                )
-            if check is not None and (refusal := check(run)) is not None:
-                raise ConfigError(refusal)
-            rendered = launcher.render(run)
+            self._add_legal(values, request, found)
         except MoeBenchError as error:
-            pruned.append(Pruned(values=one, reason=str(error)))
-            continue
-        candidates.append(
-            Candidate(point=_point(run, rendered, number, one), run=run, plan=rendered)
-        )
-        seen[key] = candidates[-1].point
-    return SweepPlan(
-        sweep_id=sweep_id,
-        asked=asked,
-        model=model,
-        candidates=tuple(candidates),
-        pruned=tuple(pruned),
-    )
+            self._pruned.append(Pruned(values=values, reason=str(error)))
+
+    def _add_legal(self, values: Mapping[str, str], request: Request, found: Gathered) -> None:
+        self._place = self._place or _Place.of(self._asked, found)
+        number = len(self._candidates) + 1
+        name = f"{number:0{self._width}d}-{_name(values)}"
+        identity = Identity(run_id=name, folder=self._place.folder)
+        run = resolve_gathered(found, request, self._machine, identity, self._flags_of(found))
+        run = _of_sweep(run, self._place.sweep_id, number, values)
+        key = fingerprint(run)
+        if key in self._seen:
+            first = self._seen[key]
+            raise ConfigError(
+                f"it is the same run as point {first.number} ({first.label}): what differs changes nothing here"
+            )
+        if self._check is not None and (refusal := self._check(run)) is not None:
+            raise ConfigError(refusal)
+        rendered = self._launcher.render(run)
+        point = _point(run, rendered, number, values)
+        self._candidates.append(Candidate(point=point, run=run, plan=rendered))
+        self._seen[key] = point
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """What the sweep is called and where it lies."""
+
+    model: str
+    sweep_id: str
+    folder: Path
+
+    @classmethod
+    def of(cls, asked: Asked, found: Gathered | None) -> _Place:
+        """`found`: any point whose files could be read."""
+        project = asked.request.project
+        model = found.model if found else asked.request.environment.get("MODEL", "sweep")
+        sweep_id = asked.sweep_id or _sweep_id(asked, model)
+        base = output_folder(found.knobs, project) if found else project / "runs"
+        return cls(model=model, sweep_id=sweep_id, folder=base / SWEEPS_FOLDER / sweep_id)
 
 
 def known_names(request: Request) -> frozenset[str]:
@@ -150,7 +187,7 @@ def known_names(request: Request) -> frozenset[str]:
 
     Empty where the files cannot be read as they stand: the points then say why.
     """
-    [found] = gather_all([request])
+    [found] = gather_each([request])
     if not isinstance(found, Gathered):
         return frozenset()
     return frozenset(found.exported) | names_read(found.file)
@@ -292,4 +329,4 @@ def reasons(pruned: Sequence[Pruned], most: int = 3) -> Iterable[str]:
             if len({m.reason for m in members}) > 1
             else ""
         )
-        yield f"{shown}{more}: {reason}{first}"
+        yield f"{shown}{more}: {reason}{first}".replace("\n", "\n    ")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_bench.config.conf import ConfFile, ConfVariables, declared
-from moe_bench.config.sources import run_confs, run_confs_in
+from moe_bench.config.sources import run_confs, run_confs_each
 from moe_bench.errors import ConfigError
 
 NAMES = ("common", "runtime", "cluster")
@@ -213,7 +213,7 @@ def test_many_environments_in_one_pass_end_as_each_does_alone(tmp_path: Path) ->
         for index, tp in enumerate(values)
     ]
     environments[7].pop("NOTE")
-    together = run_confs_in(files, environments, lambda name: Path(name).name)
+    together = list(run_confs_each(files, environments, lambda name: Path(name).name))
     assert len(together) == len(environments)
     for environment, found in zip(environments, together, strict=True):
         if int(environment["TP"]) > 3:
@@ -237,7 +237,7 @@ def test_a_file_that_leaves_the_shell_in_one_environment_leaves_the_others_alone
     path.write_text("[[ $TP != 2 ]] || exit 3\nexport PP=$TP\n")
     files = (ConfFile(path=str(path), layer="common", shown="common.conf"),)
     environments = [{"PATH": "/usr/bin:/bin", "TP": tp} for tp in ("1", "2", "3")]
-    one, two, three = run_confs_in(files, environments, lambda name: Path(name).name)
+    one, two, three = run_confs_each(files, environments, lambda name: Path(name).name)
     assert isinstance(one, ConfVariables)
     assert isinstance(three, ConfVariables)
     assert (one.settings["PP"].value, three.settings["PP"].value) == ("1", "3")

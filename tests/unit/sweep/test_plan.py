@@ -86,9 +86,12 @@ def test_reasons_that_differ_only_in_numbers_are_one_group(project: Project) -> 
 
 
 def test_points_that_come_to_the_same_run_are_pruned_and_name_the_first(project: Project) -> None:
-    found = planned(project, "VPP=1,2", "MBS=1,2")
-    said = [one.reason for one in found.pruned]
-    assert any("same run as point" in one for one in said), said
+    found = planned(project, "REHEARSE_RANKS=2,4", "MBS=1,2")
+    assert len(found.candidates) == 2
+    assert [one.reason.split(":")[0] for one in found.pruned] == [
+        "it is the same run as point 1 (REHEARSE_RANKS=2 MBS=1)",
+        "it is the same run as point 2 (REHEARSE_RANKS=2 MBS=2)",
+    ]
 
 
 def test_a_sweep_without_a_legal_point_is_an_error_that_lists_why(project: Project) -> None:
