@@ -11,6 +11,7 @@ _ATTEMPT = re.compile(r"moe_bench: job \d+, restart \d+")
 _BY_SLURM = re.compile(
     r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+( DUE TO (?P<cause>[A-Z ]+?))?,? ?(SEE .*)?\*\*\*"
 )
+_LOST_NODE = re.compile(r"Node failure on \S+")
 _GOING_ON = re.compile(r"moe_bench: .*: requeueing job")
 _NOT_GOING_ON = re.compile(r"moe_bench: .*not requeued")
 _SRUN_ENDED = re.compile(r"moe_bench: srun ended with (\d+)")
@@ -58,9 +59,11 @@ def read(lines: list[str]) -> LastWords:
 def _after(line: str, before: LastWords) -> LastWords:
     if match := _BY_SLURM.search(line):
         ending = _CAUSES.get(match["cause"] or "", "cancelled")
-        if ending == "requeued" and before.ending == "requeued":
-            return before  # the script's own requeue, whose reason stands above
+        if before.ending == ending in ("requeued", "node fail"):
+            return before  # srun's or the script's own word on it, which says more
         return LastWords(ending=ending, line=line, from_outside=ending != "requeued")
+    if match := _LOST_NODE.search(line):
+        return LastWords(ending="node fail", line=match[0], from_outside=True)
     return before if before.from_outside else _after_own(line, before)
 
 

@@ -24,6 +24,7 @@ LOST = "moe_bench: node failure: n2 does not answer: requeueing job 7"
         ([START], None, False),
         ([START, LIMIT], "timeout", True),
         ([START, NODE], "node fail", True),
+        ([START, "srun: error: Node failure on n2", NODE], "node fail", True),
         ([START, CANCEL], "cancelled", True),
         ([START, STEP, "moe_bench: srun ended with 137"], "failed", False),
         ([START, "moe_bench: srun ended with 0"], None, False),
