@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What every pod runs, with the command of the node's ranks as its arguments: lay out the run's directory, start the
 # ranks, pass a stop on to them, and tell Kubernetes how they ended. In commands Kubernetes reads a dollar before a
 # parenthesis or another dollar as its own, so neither stands here.
