@@ -194,6 +194,8 @@ def _from_yaml(
 
 
 def _expanded(entry: Entry, variables: Mapping[str, str]) -> tuple[str, ...] | None:
+    if not any("$" in word for word in entry.words):  # most entries
+        return entry.words or None
     words = [expand(word, variables, place=entry.place) for word in entry.words]
     kept = tuple(word for word in words if word is not None)
     return kept or None
@@ -202,8 +204,8 @@ def _expanded(entry: Entry, variables: Mapping[str, str]) -> tuple[str, ...] | N
 def _yaml_origin(entry: Entry, knobs: Mapping[str, Setting]) -> Origin:
     """A value that is nothing but `${TP}` comes from where TP does, through the YAML."""
     name = entry.words[0].removeprefix("${").removesuffix("}")
-    knob = knobs.get(name)
-    if len(entry.words) == 1 and entry.words[0] == f"${{{name}}}" and knob is not None:
+    is_reference = len(entry.words) == 1 and entry.words[0] == f"${{{name}}}"
+    if is_reference and (knob := knobs.get(name)) is not None:
         return Origin(
             layer=knob.origin.layer, place=f"{name} of {knob.origin.place}, through {entry.place}"
         )
