@@ -14,6 +14,7 @@ from moe_bench.checkpoint.flags import megatron_flags
 from moe_bench.checkpoint.importing import MANIFEST
 from moe_bench.checkpoint.source import HfSource, open_hf, read_json
 from moe_bench.checkpoint.torch_dist import TRACKER, TorchDist, model_keys, open_torch_dist
+from moe_bench.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,16 +44,22 @@ def inspect(path: Path) -> Inspection:
 def _hugging_face(source: HfSource) -> Inspection:
     family = family_of(source.config)
     tensors = {name: (t.dtype, t.shape) for name, t in source.tensors.items()}
+    facts = {"family": family.name, "files": str(len(source.files))}
+    flags: tuple[str, ...] = ()
+    try:
+        flags = tuple(megatron_flags(family, source.config))
+    except CheckpointError as error:  # the weights can be converted all the same
+        facts["Megatron flags"] = f"none describe it: {error}"
     return Inspection(
         place=source.root,
         format="hugging face",
-        facts={"family": family.name, "files": str(len(source.files))},
+        facts=facts,
         parameters=sum(
             math.prod(s) for n, (_, s) in tensors.items() if not n.endswith("_scale_inv")
         ),
         num_bytes=sum(t.num_bytes for t in source.tensors.values()),
         tensors=tensors,
-        flags=tuple(megatron_flags(family, source.config)),
+        flags=flags,
     )
 
 

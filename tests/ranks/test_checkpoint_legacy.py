@@ -36,7 +36,6 @@ def argv(*more: object, load: Path | None) -> list[str]:
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.timeout(280)
 def test_the_guides_flags_rewrite_a_legacy_checkpoint_and_never_run_what_it_names(
     tmp_path: Path,
 ) -> None:

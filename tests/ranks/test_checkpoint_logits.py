@@ -201,7 +201,6 @@ def quick(
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize(("family", "layout", "dialect"), QUICK)
 def test_logits_are_those_of_transformers(
     family: str, layout: str, dialect: str, quick, models: Path
@@ -213,7 +212,6 @@ def test_logits_are_those_of_transformers(
 
 
 @pytest.mark.ranks(1)
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize(
     "trap", ["local keys, local spec", "both keys, local spec", "per-layer keys, list"]
 )
@@ -224,7 +222,6 @@ def test_keys_that_fit_the_training_configuration_load(trap: str, quick, models:
 
 
 @pytest.mark.ranks(1)
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize("trap", ["TE keys, local spec", "stacked keys, list", "phantom norm"])
 def test_keys_that_do_not_fit_are_refused_by_megatron(trap: str, quick) -> None:
     found, _ = quick
@@ -232,7 +229,6 @@ def test_keys_that_do_not_fit_are_refused_by_megatron(trap: str, quick) -> None:
 
 
 @pytest.mark.ranks(1)
-@pytest.mark.timeout(280)
 @pytest.mark.parametrize("trap", ["MTP of DeepSeek-V3", "MTP of GLM"])
 def test_multi_token_prediction_loads_and_leaves_no_parameter_unset(trap: str, quick) -> None:
     found, log = quick
@@ -240,7 +236,6 @@ def test_multi_token_prediction_loads_and_leaves_no_parameter_unset(trap: str, q
 
 
 @pytest.mark.ranks(1)
-@pytest.mark.timeout(280)
 def test_a_router_that_megatron_scores_otherwise_differs_and_the_import_says_so(
     quick, models: Path
 ) -> None:

@@ -27,7 +27,6 @@ CUT = {
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.timeout(280)
 def test_trained_weights_reach_transformers_with_the_same_logits(
     models: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 from moe_bench.checkpoint import metadata
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
 from moe_bench.checkpoint.importing import TRACKER, ImportOptions, run_import
+from moe_bench.checkpoint.inspecting import inspect
 from moe_bench.checkpoint.part_file import PartFile
 from moe_bench.checkpoint.plan import plan_import
 from moe_bench.checkpoint.torch_dist import open_torch_dist
@@ -322,6 +323,20 @@ def test_a_config_of_another_model_is_refused(change: dict, words: str, hf: Path
     (hf / "config.json").write_text(json.dumps({**MIXTRAL, **change}))
     with pytest.raises(CheckpointError, match=words):
         plan_import(hf)
+
+
+def test_rope_that_megatron_has_no_flag_for_is_said_and_does_not_stop_an_inspection(
+    tmp_path: Path,
+) -> None:
+    scaling = {"type": "yarn", "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0}
+    config = {**hf_models.DEEPSEEK_V3, "rope_scaling": scaling}  # Kimi-K2's
+    found = inspect(hf_models.make_model(tmp_path / "hf", config))
+    assert found.flags == ()
+    assert "beta_fast = 1.0 has no Megatron flag" in found.facts["Megatron flags"]
+    assert (
+        "--multi-latent-attention"
+        in inspect(hf_models.make_model(tmp_path / "plain", hf_models.DEEPSEEK_V3)).flags
+    )
 
 
 def test_stacked_keys_of_a_model_with_dense_layers_are_refused(tmp_path: Path) -> None:
