@@ -168,12 +168,13 @@ class Recorder:
     ) -> None:
         if self._counter is not None:
             self._counter.remove()
-        failed = error is not None and not _is_clean_exit(error)
+        told = self.stop_requested and isinstance(error, SystemExit)  # before the first step
+        failed = error is not None and not told and not _is_clean_exit(error)
         if failed:
             lines = traceback.format_exception(kind, error, trace)
             self.event("error", message=lines[-1].strip()[:2000], traceback="".join(lines)[-8000:])
         if self._rank == 0:
-            outcome = "failed" if failed else "stopped" if self._stopping else "completed"
+            outcome = "failed" if failed else "stopped" if self._stopping or told else "completed"
             self.event("end", outcome=outcome, step=self._step)
         for observer in self._observers:
             observer.close()
