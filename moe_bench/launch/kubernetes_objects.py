@@ -118,7 +118,7 @@ def _pod(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _container(values: dict[str, Any]) -> dict[str, Any]:
-    return {
+    container: dict[str, Any] = {
         "name": "ranks",
         "image": values["image"],
         "workingDir": values["workspace"],
@@ -126,8 +126,6 @@ def _container(values: dict[str, Any]) -> dict[str, Any]:
         "args": _torchrun(values),
         "env": _environment(values),
         "resources": {"limits": values["resources"], "requests": values["resources"]},
-        # Pinned memory for RDMA.
-        "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "run", "mountPath": _RUN_FOLDER},
@@ -137,6 +135,9 @@ def _container(values: dict[str, Any]) -> dict[str, Any]:
             ),
         ],
     }
+    if values["capabilities"]:
+        container["securityContext"] = {"capabilities": {"add": values["capabilities"]}}
+    return container
 
 
 def _torchrun(values: dict[str, Any]) -> list[str]:

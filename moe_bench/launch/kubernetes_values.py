@@ -60,6 +60,7 @@ def values_of(run: ResolvedRun, *, project: Path) -> Values:
         "ranksPerNode": int(run.knobs["GPUS_PER_NODE"].value),
         "port": int(_knob(run, "MASTER_PORT") or 29500),
         "resources": _resources(run),
+        "capabilities": _capabilities(run),
         "shmGiB": int(_knob(run, "K8S_SHM_GIB") or 64),
         "timeLimitSeconds": _seconds(run),
         "graceSeconds": int(_knob(run, "SIGNAL_BEFORE_S") or 120),
@@ -257,6 +258,12 @@ def _resources(run: ResolvedRun) -> dict[str, Any]:
             )
         resources[key] = int(value) if value.isdigit() else value
     return resources
+
+
+def _capabilities(run: ResolvedRun) -> list[str]:
+    """RDMA pins memory; a namespace under the baseline policy would refuse the capability, so others do without."""
+    rdma = any("rdma" in name or "hca" in name for name in _pairs(run, "K8S_RESOURCES"))
+    return ["IPC_LOCK"] if rdma or _knob(run, "K8S_HOST_NETWORK") == "1" else []
 
 
 def _seconds(run: ResolvedRun) -> int:

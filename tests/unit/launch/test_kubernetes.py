@@ -187,6 +187,16 @@ def test_a_pod_of_a_cpu_run_asks_for_cores() -> None:
     assert container["resources"]["limits"] == {"cpu": 4}
 
 
+def test_a_capability_is_asked_for_only_where_rdma_needs_it() -> None:
+    def asked(**knobs: str) -> bool:
+        [container] = job_of(**knobs)["spec"]["template"]["spec"]["containers"]
+        return "securityContext" in container
+
+    assert asked(K8S_RESOURCES="rdma/hca=8")
+    assert asked(K8S_HOST_NETWORK="1")
+    assert not asked(K8S_RESOURCES="memory=900Gi")
+
+
 def test_time_limit_grace_and_retries_are_the_knobs() -> None:
     spec = job_of(RUN_TIME="90", SIGNAL_BEFORE_S="300", MAX_REQUEUES="3")["spec"]
     assert spec["activeDeadlineSeconds"] == 90 * 60

@@ -98,9 +98,11 @@ containers:
   resources:
     limits: {{ toYaml .Values.resources | nindent 6 }}
     requests: {{ toYaml .Values.resources | nindent 6 }}
+  {{- with .Values.capabilities }}
   securityContext:
     capabilities:
-      add: [IPC_LOCK]
+      add: {{ toYaml . | nindent 6 }}
+  {{- end }}
   volumeMounts:
   - name: shm
     mountPath: /dev/shm
