@@ -205,7 +205,7 @@ class CoreAttention(MegatronModule):
         scores = (q @ k.transpose(-1, -2)).float() * self.softmax_scale
         scores = scores.masked_fill(~allowed, float("-inf"))
         if self.softmax_offset is not None:
-            sink = self.softmax_offset.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            sink = self.softmax_offset.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
             probabilities = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
         else:
             probabilities = scores.softmax(dim=-1)
