@@ -107,18 +107,39 @@ def split(log: bytes) -> list[ConfLog]:
     ]
 
 
+class Notes(msgspec.Struct, frozen=True, kw_only=True):
+    """What one file built and would have defaulted to, as a log tells that was asked to."""
+
+    assigned: dict[str, str]
+    defaults: dict[str, tuple[str, str]]
+
+
+def notes(
+    log: ConfLog, files: tuple[ConfFile, ...], shown: Callable[[str], str]
+) -> tuple[Notes, ...]:
+    """Of each file, for logs of the same files that were not asked to tell."""
+    return tuple(
+        Notes(assigned=one.assigned, defaults=one.defaults)
+        for one in _file_logs(log.records, files, shown)
+    )
+
+
 def variables(
     log: ConfLog,
     files: tuple[ConfFile, ...],
     environment: Mapping[str, str],
     shown: Callable[[str], str],
+    noted: tuple[Notes, ...] | None = None,
 ) -> ConfVariables:
-    """Fold the log into settings. `shown` shortens a path for messages."""
+    """Fold the log into settings. `shown` shortens a path for messages; `noted` stands in for what the log does not tell."""
     current: dict[str, Setting] = {
         name: Setting(value=value, origin=_ENVIRONMENT) for name, value in environment.items()
     }
     values: Mapping[str, tuple[str, bool]] = {}
-    for file_log in _file_logs(log.records, files, shown):
+    for index, file_log in enumerate(_file_logs(log.records, files, shown)):
+        if noted is not None:
+            file_log.assigned = noted[index].assigned
+            file_log.defaults = noted[index].defaults
         values = file_log.values
         for name, (value, _) in values.items():
             before = current.get(name)

@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from moe_bench.config.conf import ConfFile, ConfLog, ConfVariables, complaint, split, variables
+import msgspec
+
+from moe_bench.config.conf import (
+    ConfFile,
+    ConfLog,
+    ConfVariables,
+    Notes,
+    complaint,
+    notes,
+    split,
+    variables,
+)
 from moe_bench.errors import ConfigError
 
 _DRIVER = Path(__file__).with_name("conf.sh")
@@ -82,7 +93,8 @@ def run_confs_each(
 ) -> Iterator[ConfVariables | ConfigError]:
     """The same for many environments, each by itself and in order, while a few bash processes run those to come.
 
-    An error of one stands in its place. Raises ConfigError for files that cannot be read or do not end.
+    What a default would have been but for the caller is found out once for each MODEL and told of the others, too: it is
+    half of the work, and only shown. An error of one stands in its place. Raises ConfigError for files that cannot be read or do not end.
     """
     if not files:
         yield from (variables(_NOTHING, (), one, shown) for one in environments)
@@ -90,13 +102,16 @@ def run_confs_each(
     for file in files:
         read_text(Path(file.path), shown=file.shown, what="a bash .conf file")
     given = [_for_bash(environment) for environment in environments]
-    batches = iter([given[at : at + _BATCH] for at in range(0, len(given), _BATCH)])
+    firsts = {one.get("MODEL"): index for index, one in reversed(list(enumerate(given)))}
+    asked = [_Asked(given=one, notes=firsts[one.get("MODEL")] == i) for i, one in enumerate(given)]
+    batches = iter([asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)])
     processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
     running = deque(_Pass(files, batch) for batch in itertools.islice(batches, processes))
+    noted: dict[str | None, tuple[Notes, ...]] = {}
     try:
         while running:
             ran = running.popleft()
-            ended = ran.outcomes(shown)
+            ended = ran.outcomes(shown, noted)
             running.extend(_Pass(files, batch) for batch in itertools.islice(batches, 1))
             yield from ended
     finally:
@@ -114,58 +129,69 @@ def _for_bash(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in _NOT_FOR_BASH}
 
 
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One environment to run the files in."""
+
+    given: Mapping[str, str]
+    notes: bool
+    """Whether the log is to tell of built names and of defaults."""
+
+
 class _Pass:
     """One bash that runs the files once for each of some environments."""
 
-    def __init__(self, files: tuple[ConfFile, ...], given: list[dict[str, str]]) -> None:
-        self._files, self._given = files, given
-        shared = dict(set(given[0].items()).intersection(*(one.items() for one in given[1:])))
+    def __init__(self, files: tuple[ConfFile, ...], asked: list[_Asked]) -> None:
+        self._files, self._asked = files, asked
+        pairs = [set(one.given.items()) for one in asked]
+        shared = dict(pairs[0].intersection(*pairs[1:]))
         self._log, self._said = _memory("log"), _memory("said")
-        with _memory("asked") as asked:
-            asked.write(b"".join(_asked(one, shared) for one in given))
-            asked.seek(0)
+        with _memory("asked") as input_:
+            input_.write(b"".join(_encoded(one, shared) for one in asked))
+            input_.seek(0)
             self._process = subprocess.Popen(
                 ["bash", "--noprofile", "--norc", str(_DRIVER), *(file.path for file in files)],
                 env=shared
                 | {
                     "MOE_BENCH_CONF_FD": str(self._log.fileno()),
-                    "MOE_BENCH_CONF_INPUT": str(asked.fileno()),
+                    "MOE_BENCH_CONF_INPUT": str(input_.fileno()),
                 },
-                pass_fds=[self._log.fileno(), asked.fileno()],
+                pass_fds=[self._log.fileno(), input_.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._said,
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
 
-    def outcomes(self, shown: Callable[[str], str]) -> list[ConfVariables | ConfigError]:
-        """Waits for the process. Raises ConfigError when a file does not come to an end."""
+    def outcomes(
+        self, shown: Callable[[str], str], noted: dict[str | None, tuple[Notes, ...]]
+    ) -> list[ConfVariables | ConfigError]:
+        """Waits for the process. Adds to `noted` what was found out for a MODEL. Raises ConfigError when a file does not end."""
         with self._log, self._said:
             self._wait()
             self._log.seek(0)
             logs = split(self._log.read())
             self._said.seek(0)
             said = self._said.read().decode(errors="replace").split("\0")[1:]
-        return [
-            self._outcome(
-                given,
-                logs[index] if index < len(logs) else None,
-                said[index] if index < len(said) else "",
-                shown,
-            )
-            for index, given in enumerate(self._given)
-        ]
-
-    def _outcome(
-        self, given: Mapping[str, str], log: ConfLog | None, said: str, shown: Callable[[str], str]
-    ) -> ConfVariables | ConfigError:
-        if log is not None and log.is_whole(self._files):
-            return variables(log, self._files, given, shown)
-        return complaint(log, self._files, said)
+        found: list[ConfVariables | ConfigError] = []
+        for index, asked in enumerate(self._asked):
+            log = logs[index] if index < len(logs) else None
+            if log is None or not log.is_whole(self._files):
+                words = said[index] if index < len(said) else ""
+                found.append(complaint(log, self._files, words))
+                continue
+            model = asked.given.get("MODEL")
+            if asked.notes:
+                noted[model] = notes(log, self._files, shown)
+            if not asked.notes and model not in noted:  # the one that was to tell of it failed
+                [alone] = run_confs_each(self._files, [asked.given], shown)
+                found.append(alone)
+            else:
+                found.append(variables(log, self._files, asked.given, shown, noted[model]))
+        return found
 
     def _wait(self) -> None:
         """For bash alone: what a file leaves in the background is the user's. Nothing is left of one that does not end."""
-        limit_s = _TIME_LIMIT_S + 0.1 * len(self._given)
+        limit_s = _TIME_LIMIT_S + 0.1 * len(self._asked)
         try:
             self._process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -189,15 +215,16 @@ def _memory(name: str) -> BinaryIO:
     return os.fdopen(os.memfd_create(f"moe_bench {name}"), "w+b")
 
 
-def _asked(given: Mapping[str, str], shared: Mapping[str, str]) -> bytes:
+def _encoded(asked: _Asked, shared: Mapping[str, str]) -> bytes:
     """One environment as conf.sh reads it."""
-    names = " ".join(name for name in given if name.isidentifier())
+    names = " ".join(name for name in asked.given if name.isidentifier())
     own = [
         (name, value)
-        for name, value in given.items()
+        for name, value in asked.given.items()
         if name.isidentifier() and shared.get(name) != value
     ]
-    fields = [names, str(len(own)), *(text for pair in own for text in pair)]
+    pairs = (text for pair in own for text in pair)
+    fields = [str(int(asked.notes)), names, str(len(own)), *pairs]
     return b"".join(os.fsencode(text) + b"\0" for text in fields)
 
 

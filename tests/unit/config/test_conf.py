@@ -256,3 +256,20 @@ def test_declarations_are_read_from_an_old_bash_too() -> None:
         "C": ("$HOME", False),
         "D": ("first", False),
     }
+
+
+def test_places_and_defaults_are_found_though_the_first_environment_of_a_model_fails(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "common.conf"
+    path.write_text(
+        '[[ $TP != 1 ]]\nnames=(PP EP)\nfor i in 0 1; do\n  export "${names[i]}=${!names[i]:-7}"\ndone\n'
+    )
+    files = (ConfFile(path=str(path), layer="common", shown="common.conf"),)
+    environments = [{"PATH": "/usr/bin:/bin", "TP": tp, "EP": "2"} for tp in ("1", "2", "3")]
+    failed, *others = run_confs_each(files, environments, lambda name: Path(name).name)
+    assert isinstance(failed, ConfigError)
+    for found in others:
+        assert isinstance(found, ConfVariables)
+        assert found.settings["PP"].origin.place == "common.conf:4"
+        assert [lost.value for lost in found.settings["EP"].overrode] == ["7"]
