@@ -130,9 +130,9 @@ def configs() -> dict[str, PreTrainedConfig]:
             use_qk_norm=True,
             partial_rotary_factor=0.5,
         ),
-        "gpt_oss": GptOssConfig(**COMMON, **GPT_OSS, intermediate_size=24),
+        "gpt_oss": GptOssConfig(**COMMON, **GPT_OSS, intermediate_size=28),
         "gpt_oss_mxfp4": GptOssConfig(
-            **{**COMMON, "hidden_size": 64}, **GPT_OSS, intermediate_size=32
+            **{**COMMON, "hidden_size": 64}, **GPT_OSS, intermediate_size=96
         ),
         "qwen3_next": Qwen3NextConfig(
             **COMMON,
