@@ -89,10 +89,10 @@ def test_death_at_any_durable_step_changes_no_byte(
     assert step > 20
 
 
-def command(source: Path, output: Path, tokenizer: object, workers: int) -> list[str]:
+def command(source: Path | str, output: Path, tokenizer: object, workers: int) -> list[str]:
     return [
         sys.executable, "-m", "moe_bench", "data", "prepare", str(source), "--output", str(output),
-        "--tokenizer", str(tokenizer), "--append-eod", "--workers", str(workers),
+        "--format", "jsonl", "--tokenizer", str(tokenizer), "--append-eod", "--workers", str(workers),
     ]  # fmt: skip
 
 
@@ -109,9 +109,9 @@ def large_jsonl(tmp_path: Path, documents: list[str]) -> Path:
 
 
 def kill_and_resume(
-    trial: int, source: Path, folder: Path, tokenizer: Path, seconds: float
+    trial: int, source: Path, folder: Path, tokenizer: Path, size: int
 ) -> list[str]:
-    """Start, kill -9 at a random moment, twice; then let it finish."""
+    """Start, kill -9 when a random part of the output's `size` bytes is there, twice; then let it finish."""
     generator = random.Random(trial)
     output = folder / f"trial{trial}" / "o"
     call = command(source, output, tokenizer, workers=1 + trial % 2)
@@ -119,12 +119,18 @@ def kill_and_resume(
         process = subprocess.Popen(
             call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(generator.uniform(0.1, seconds))
+        wait_for_size(output.with_name("o.partial") / "0.bin", generator.randrange(size), process)
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for_workers(process.pid)
     subprocess.run(call, check=True, capture_output=True)
     return hashes(output)
+
+
+def wait_for_size(path: Path, size: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the file has that many bytes or the process has ended, however slow the machine is."""
+    while process.poll() is None and not (path.exists() and path.stat().st_size >= size):
+        time.sleep(0.01)
 
 
 def wait_for_workers(group: int, patience_s: float = 60) -> None:
@@ -140,15 +146,14 @@ def wait_for_workers(group: int, patience_s: float = 60) -> None:
 
 
 def run_trials(trials: range, source: Path, folder: Path, tokenizer: Path) -> None:
-    began = time.monotonic()
     subprocess.run(
         command(source, folder / "whole" / "o", tokenizer, workers=2),
         check=True,
         capture_output=True,
     )
-    seconds = time.monotonic() - began
     wanted = hashes(folder / "whole" / "o")
-    same = [kill_and_resume(n, source, folder, tokenizer, seconds) == wanted for n in trials]
+    size = (folder / "whole" / "o.bin").stat().st_size
+    same = [kill_and_resume(n, source, folder, tokenizer, size) == wanted for n in trials]
     assert all(same), f"{sum(same)} of {len(same)} trials gave the same bytes"
 
 
@@ -166,42 +171,52 @@ def test_kill_campaign_of_twenty_trials_changes_no_byte(
     run_trials(range(100, 120), large_jsonl, tmp_path, bpe_folder)
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(
-    large_jsonl: Path, tmp_path: Path, bpe_folder: Path
-):
-    call = command(large_jsonl, tmp_path / "o", bpe_folder, workers=2)
+@pytest.fixture
+def stream(large_jsonl: Path, tmp_path: Path) -> Path:
+    """More than any queue between reader, workers and writer holds."""
+    path = tmp_path / "stream.jsonl"
+    path.write_bytes(large_jsonl.read_bytes() * 6)
+    return path
+
+
+def half_way(call: list[str], stream: Path, partial: Path) -> subprocess.Popen[bytes]:
+    """The command in the middle of its work: it has written, and the rest of its input does not come."""
     process = subprocess.Popen(
-        call, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        call,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
-    while not (tmp_path / "o.partial" / "0.bin").exists():
-        time.sleep(0.02)
-    time.sleep(0.05)
+    assert process.stdin is not None
+    with stream.open("rb") as source:
+        while not (partial / "0.bin").exists():
+            process.stdin.write(source.read(1 << 16))
+            process.stdin.flush()
+    assert process.poll() is None
+    return process
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(stream: Path, tmp_path: Path):
+    call = command("-", tmp_path / "o", "bytes", workers=2)
+    process = half_way(call, stream, tmp_path / "o.partial")
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "run the same command to go on" in said
-    assert "Traceback" not in said
+    assert b"run the same command to go on" in said
+    assert b"Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert subprocess.run(call, check=False, capture_output=True).returncode == 0
+    with stream.open("rb") as whole:
+        assert subprocess.run(call, stdin=whole, check=False, capture_output=True).returncode == 0
 
 
-def test_a_killed_run_leaves_no_worker_behind(large_jsonl: Path, tmp_path: Path, bpe_folder: Path):
-    call = command(large_jsonl, tmp_path / "o", bpe_folder, workers=2)
-    process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not (tmp_path / "o.partial" / "0.bin").exists():
-        time.sleep(0.02)
-    time.sleep(0.05)
+def test_a_killed_run_leaves_no_worker_behind(stream: Path, tmp_path: Path):
+    call = command("-", tmp_path / "o", "bytes", workers=2)
+    process = half_way(call, stream, tmp_path / "o.partial")
     process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("workers are still alive 10 s after their parent was killed")
+    process.communicate()
+    wait_for_workers(process.pid)
 
 
 def test_input_that_changed_since_is_refused(
