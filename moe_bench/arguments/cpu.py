@@ -170,9 +170,9 @@ def for_machine(
                 f"{flag} ({run.args[flag].origin.place}) needs CUDA, and this machine has none; leave it out"
             )
     changed = _Changes(run)
+    profile = changed.replace_profiler()
     for feature in FEATURES:
         changed.leave_out(feature)
-    changed.replace_profiler()
     changed.replace_backends()
     for flag in _OFF:
         if knows(flag):
@@ -180,7 +180,10 @@ def for_machine(
     if changed.needed and not (run.rehearsal or run.model.startswith("Tiny-") or asked == "cpu"):
         raise ConfigError(_refusal(run, changed.needed))
     return replace(
-        run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
+        run,
+        args=changed.args,
+        env={**run.env, **profile},
+        substitutions=(*run.substitutions, *changed.substitutions),
     )
 
 
@@ -226,10 +229,31 @@ def _refusal(run: ResolvedRun, needed: list[Substitution]) -> str:
     )
 
 
+_PROFILES = {
+    "1": ("torch", "Nsight Systems (PROFILE=1)", "PyTorch's profiler, a trace of each rank"),
+    "nsys": ("torch", "Nsight Systems (PROFILE=nsys)", "PyTorch's profiler, a trace of each rank"),
+    "torch": ("torch", "", ""),
+    "memory": (
+        "memory",
+        "the CUDA allocator's history (PROFILE=memory)",
+        "torch's allocations and the process's memory, for each rank",
+    ),
+}
+"""PROFILE -> what the ranks profile, what was asked for, and what is used in its place."""
+_PROFILER_FLAGS = (
+    "--profile",
+    "--profile-ranks",
+    "--use-pytorch-profiler",
+    "--record-memory-history",
+    "--memory-snapshot-path",
+)
+
+
 class _Changes:
     """Flags as they are changed, and what has to be said of it."""
 
     def __init__(self, run: ResolvedRun) -> None:
+        self.run = run
         self.args = dict(run.args)
         self.substitutions: list[Substitution] = []
         self.needed: list[Substitution] = []
@@ -243,13 +267,25 @@ class _Changes:
             for flag in asked:
                 del self.args[flag]
 
-    def replace_profiler(self) -> None:
-        """Nsight Systems traces CUDA; PyTorch's profiler traces the CPU too."""
-        if "--profile" in self.args and "--use-pytorch-profiler" not in self.args:
-            self.add("--use-pytorch-profiler", "true")
-            self.announce(
-                "Nsight Systems", "PyTorch's profiler", "nsys would find no CUDA to trace"
-            )
+    def replace_profiler(self) -> dict[str, Setting]:
+        """PROFILE is this project's own profiler here, which needs no CUDA: the variable that starts it in the ranks.
+
+        Megatron's flags for it are taken out, but for the steps they name.
+        """
+        knob = self.run.knobs.get("PROFILE")
+        found = _PROFILES.get(knob.value) if knob is not None else None
+        if found is None:
+            if "--profile" in self.args and "--use-pytorch-profiler" not in self.args:
+                self.add("--use-pytorch-profiler", "true")
+                self.announce("Nsight Systems", "PyTorch's profiler", "nsys would find no CUDA")
+            return {}
+        kind, asked, used = found
+        for flag in _PROFILER_FLAGS:
+            self.args.pop(flag, None)
+        if asked:
+            said = Substitution(asked=asked, used=used, reason="there is no CUDA to trace")
+            self.substitutions.append(said)
+        return {"MOE_BENCH_PROFILE": Setting(value=kind, origin=_RULE)}
 
     def replace_backends(self) -> None:
         """gloo, Megatron's local layers, and weights made on the CPU."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from moe_bench.arguments import cpu
 from moe_bench.config.machine import Machine
+from tests.support.projects import CPU, GPUS, repository
 from tests.support.runs import make_run
 
 
@@ -35,3 +38,25 @@ def test_a_gpu_with_transformer_engine_runs_what_was_asked() -> None:
     run = make_run(args={"--transformer-impl": "transformer_engine"})
     machine = Machine(device="cuda", gpus=1, cores=2, transformer_engine=True)
     assert cpu.for_machine(run, machine, asked=None, knows=lambda _: True) == run
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"), [("1", "torch"), ("nsys", "torch"), ("torch", "torch"), ("memory", "memory")]
+)
+def test_each_profile_has_its_profiler_on_a_cpu_and_says_what_it_is(asked: str, kind: str) -> None:
+    given = {"MODEL": "Tiny-Mixtral", "PROFILE": asked, "TRAIN_ITERS": "6"}
+    run = repository().resolve(given, ["--mock-data"], machine=CPU, local=True)
+    assert run.env["MOE_BENCH_PROFILE"].value == kind
+    assert not {"--profile", "--use-pytorch-profiler", "--record-memory-history"} & run.args.keys()
+    said = [one.asked for one in run.substitutions if "PROFILE" in one.asked]
+    assert bool(said) == (asked != "torch")
+    if kind == "torch":
+        steps = [run.args[f"--profile-step-{end}"].value for end in ("start", "end")]
+        assert steps == ["4", "6"]
+
+
+def test_a_gpu_profiles_with_megatrons_own_flags() -> None:
+    given = {"MODEL": "Tiny-Mixtral", "PROFILE": "torch", "GBS": "32"}
+    run = repository().resolve(given, ["--mock-data"], machine=GPUS, local=True)
+    assert "MOE_BENCH_PROFILE" not in run.env
+    assert {"--profile", "--use-pytorch-profiler"} <= run.args.keys()
