@@ -81,7 +81,7 @@ def again(folder: Path, asked: Sweep) -> Sweep:
     )
 
 
-def _differences(there: Sweep, asked: Sweep) -> Iterator[str] | list[str]:
+def _differences(there: Sweep, asked: Sweep) -> list[str]:
     found = []
     for what in ("model", "where", "words", "given"):
         was, now = getattr(there, what), getattr(asked, what)
@@ -91,16 +91,18 @@ def _differences(there: Sweep, asked: Sweep) -> Iterator[str] | list[str]:
         found.append(f"--vary {_axes(there)} then, {_axes(asked)} now")
     if found:
         return found
+    if len(there.points) != len(asked.points):
+        return [
+            f"{len(there.points)} points could run then, {len(asked.points)} can now: {_CHANGED}"
+        ]
     was_scripts = {point.name: point.script_sha256 for point in there.points}
     for point in asked.points:
         if was_scripts.get(point.name) != point.script_sha256:
-            return [
-                f"point {point.number} ({point.label}) resolves to another run now: "
-                "a preset, a .conf, the environment or the project has changed since"
-            ]
-    return [] if len(was_scripts) == len(asked.points) else ["it has more points than now"]
+            return [f"point {point.number} ({point.label}) resolves to another run now: {_CHANGED}"]
+    return []
 
 
+_CHANGED = "a preset, a .conf, the environment or the project has changed since (or --preflight was given once only)"
 _NAMES = {"model": "MODEL", "where": "run on", "words": "flags", "given": "knobs"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from moe_bench.sweep import axes as axes_of, cost
 
 MOST_POINTS = 20_000
 _LABEL = re.compile(r"[^A-Za-z0-9._+-]+")
+_NUMBERS = re.compile(r"-?[\d.]+( +-?[\d.]+)+")
 _GROUP = Origin(layer="derived", place="the sweep's id")
 
 
@@ -255,9 +255,8 @@ def _request(asked: Asked, values: Mapping[str, str]) -> Request:
 
 
 def _words(flag: str, value: str) -> tuple[str, ...]:
-    """Several words for a flag that takes a list: `--vary=--window-size="128 0,256 0"`."""
-    words = shlex.split(value) if " " in value else [value]
-    return (f"{flag}={value}",) if len(words) == 1 else (flag, *words)
+    """Numbers with blanks between are the items of a list: `--vary=--window-size="128 0,256 0"`. All else is one word."""
+    return (flag, *value.split()) if _NUMBERS.fullmatch(value) else (f"{flag}={value}",)
 
 
 def _of_sweep(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from moe_bench.launch.slurm import SlurmLauncher
 from moe_bench.results.sweep_record import grouped
 from moe_bench.sweep import arrays
 from moe_bench.sweep.axes import parse
-from moe_bench.sweep.plan import Asked, SweepPlan, known_names, plan, refuse_none_legal
+from moe_bench.sweep.plan import Asked, Check, SweepPlan, known_names, plan, refuse_none_legal
 from tests.support.projects import GPUS, Project
 
 
@@ -29,12 +31,16 @@ def request(project: Project, *words: str, **environment: str) -> Request:
 
 
 def planned(
-    project: Project, *vary: str, words: tuple[str, ...] = (), **environment: str
+    project: Project,
+    *vary: str,
+    words: tuple[str, ...] = (),
+    check: Check | None = None,
+    **environment: str,
 ) -> SweepPlan:
     base = request(project, *words, **environment)
     axes = parse(vary, lambda: known_names(base), parse_flags(words))
     asked = Asked(request=base, axes=axes, where="slurm")
-    return plan(asked, GPUS, SlurmLauncher(workspace=project.root, python="python"))
+    return plan(asked, GPUS, SlurmLauncher(workspace=project.root, python="python"), check)
 
 
 @pytest.fixture
@@ -162,3 +168,29 @@ def test_points_that_differ_in_flags_alone_share_one_run_of_the_conf_files(
     found = planned(project, "MBS=1,2", "--lr=1e-3,2e-3,3e-3")
     assert len(found.candidates) == 6
     assert sorted(log.read_text().split()) == ["1", "2"]
+
+
+def test_what_a_further_authority_refuses_is_pruned_with_its_words(project: Project) -> None:
+    found = planned(
+        project,
+        "MBS=1,2",
+        check=lambda run: "no, says Megatron" if run.knobs["MBS"].value == "2" else None,
+    )
+    assert [one.point.values for one in found.candidates] == [{"MBS": "1"}]
+    assert [one.reason for one in found.pruned] == ["no, says Megatron"]
+
+
+def test_a_value_with_shell_characters_is_a_word_in_the_script_and_none_in_a_path(
+    project: Project,
+) -> None:
+    hostile = "$(touch /tmp/x); `id` '|\"../../"
+    found = planned(project, f"--vary=--wandb-exp-name={hostile},plain".removeprefix("--vary="))
+    first = found.candidates[0]
+    assert first.run.args["--wandb-exp-name"].value == hostile
+    assert re.fullmatch(r"[A-Za-z0-9._+-]+", first.point.name)
+    assert first.run.run_dir.parent == found.candidates[1].run.run_dir.parent
+    assert (
+        subprocess.run(["bash", "-n"], input=first.plan.script, text=True, check=False).returncode
+        == 0
+    )
+    assert shlex.quote(hostile) in first.plan.script
