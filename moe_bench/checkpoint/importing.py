@@ -274,15 +274,16 @@ def _check_copies(plan: Plan, processes: int) -> None:
 
     def start() -> Work:
         files = OpenFiles()
-        ours, theirs = (memoryview(bytearray(_PIECE_BYTES)) for _ in range(2))
+        ours, theirs = bytearray(_PIECE_BYTES), bytearray(_PIECE_BYTES)
 
         def equal(piece: _Piece) -> bool:
             a, b = plan.source.tensors[piece.name], plan.source.tensors[piece.original]
             for at in range(piece.offset, piece.offset + piece.num_bytes, _PIECE_BYTES):
                 count = min(_PIECE_BYTES, piece.offset + piece.num_bytes - at)
-                whole = files.read(a.file, a.offset + at, ours[:count])
-                whole = files.read(b.file, b.offset + at, theirs[:count]) and whole
-                if not whole or ours[:count] != theirs[:count]:
+                for tensor, buffer in ((a, ours), (b, theirs)):
+                    if not files.read(tensor.file, tensor.offset + at, memoryview(buffer)[:count]):
+                        return False
+                if ours != theirs:  # bytearrays compare by memcmp, views element by element
                     return False
             return True
 

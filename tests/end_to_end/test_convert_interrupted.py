@@ -27,6 +27,9 @@ CONFIG = {
 }
 
 
+WORKERS = 2  # of an import, by default
+
+
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 90 MB: some twenty files of output."""
@@ -68,6 +71,8 @@ def interrupted(hf: Path, out: Path, delay_s: float) -> tuple[bool, int, str]:
         if ledger.exists()
         else 0
     )
+    begun = len(list((out / "release").glob("__[0-9]*")))
+    assert not ledger.exists() or begun - whole <= WORKERS, "more than one file a worker is redone"
     if killed:
         assert (out / "latest_checkpointed_iteration.txt").exists() == (
             not ledger.exists() and out.exists()
