@@ -62,7 +62,7 @@ def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
 ) -> None:
     """A real RUN_TIME, Slurm's shortest, and Slurm's own warning before it."""
     job, run_dir = submit_saving(
-        cluster, tmp_path, "limited", RUN_TIME="00:01:00", SIGNAL_BEFORE_S="5"
+        cluster, tmp_path, "limited", RUN_TIME="00:01:00", SIGNAL_BEFORE_S="10"
     )
     deadline = time.monotonic() + 400
     while not loaded_steps(run_dir):
