@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import math
 import signal
 import socket
@@ -118,6 +119,7 @@ class Recorder:
         self._counter: ExpertCounter | None = None
         self._step = 0
         self._warned: set[str] = set()
+        self._splits: Iterator[str] = itertools.repeat("validation")
         self._stopping = False
 
     @property
@@ -187,7 +189,11 @@ class Recorder:
             ("num_floating_point_operations", self._around_flops, "the formula's result"),
             ("training_log", self._around_training_log, "all figures of a step"),
             ("evaluate", self._around_evaluate, "losses of an evaluation"),
-            ("evaluate_and_print_results", self._excluded, "its time is not training"),
+            (
+                "evaluate_and_print_results",
+                self._around_evaluations,
+                "of which set; not training time",
+            ),
             ("save_checkpoint_and_time", self._around_save, "checkpoints; not training time"),
             ("load_checkpoint", self._around_load, "checkpoints"),
             ("checkpoint_and_decide_exit", self._around_decide_exit, "all ranks stop together"),
@@ -338,11 +344,21 @@ class Recorder:
             losses = result[0] if isinstance(result, tuple) else None
             if self.writes_steps and losses:
                 found = _floats(losses)
-                self.event("evaluation", step=self._step, split="valid", losses=found)
+                self.event("evaluation", step=self._step, split=next(self._splits), losses=found)
                 self._warn_of(not_finite_values(found))
             return result
 
         return evaluate
+
+    def _around_evaluations(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        timed = self._excluded(original)
+
+        @functools.wraps(original)
+        def evaluate_and_print_results(prefix: str, *args: Any, **kwargs: Any) -> Any:
+            self._splits = evaluated_splits(prefix, _megatron_args())
+            return timed(prefix, *args, **kwargs)
+
+        return evaluate_and_print_results
 
     def _excluded(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -437,6 +453,18 @@ def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]
     dense, experts = counts.tolist()
     share = args.moe_router_topk / args.num_experts if args.num_experts else 0.0
     return dense + experts, dense + round(experts * share)
+
+
+def evaluated_splits(prefix: str, args: Any) -> Iterator[str]:
+    """Name each set that one evaluation goes through: "test", "validation", or "validation-NAME" for several validation sets.
+
+    Only Megatron's prefix tells the last test from a validation (megatron/training/training.py pretrain, 0.19.2).
+    """
+    split = "test" if prefix.endswith("on test set") else "validation"
+    if not getattr(args, "multiple_validation_sets", False):
+        return itertools.repeat(split)
+    names = getattr(args, "validation_set_names", None) or itertools.count()
+    return (f"{split}-{name}" for name in names)
 
 
 _BALANCING = {

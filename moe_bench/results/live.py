@@ -138,7 +138,7 @@ _SENTENCES: Mapping[str, str] = {
     "error": "error on rank {rank}: {message}",
     "checkpoint_saved": "checkpoint saved: step {step}, {path}",
     "checkpoint_loaded": "checkpoint loaded: step {step}, {path}",
-    "evaluation": "evaluation at step {step}: {losses}",
+    "evaluation": "evaluation ({split}) at step {step}: {losses}",
     "profile": "profile written: {path}",
     "embedding": "CPU embedding: {replaced} parts of CUDA replaced",
     "wandb": "W&B {mode}: {where}",
@@ -152,7 +152,7 @@ def describe(event: Event) -> str | None:
         return None
     fields = event.fields
     words = {
-        **dict.fromkeys(("phase", "message", "step", "path", "mode"), "?"),
+        **dict.fromkeys(("phase", "message", "step", "path", "mode", "split"), "?"),
         **fields,
         "rank": event.rank,
         "losses": _losses(fields.get("losses")),
@@ -165,7 +165,10 @@ def describe(event: Event) -> str | None:
 def _losses(losses: object) -> str:
     if not isinstance(losses, Mapping):
         return "no losses"
-    return ", ".join(f"{name} {value}" for name, value in losses.items())
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in losses.items()
+    )
 
 
 def _count(replaced: object) -> str:

@@ -131,6 +131,7 @@ def test_events_tell_the_run_from_start_to_end(completed: Ended) -> None:
     assert saved["duration_s"] > 0
     evaluations = completed.events("evaluation", file="events-rank-1.jsonl")
     assert evaluations[0]["step"] == 4
+    assert [e["split"] for e in evaluations] == ["validation", "validation", "test"]
     assert 3 < evaluations[0]["losses"]["lm loss"] < 6
     assert completed.events("end") == [{"outcome": "completed", "step": 5}]
 
