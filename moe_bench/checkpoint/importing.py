@@ -266,28 +266,11 @@ class _Piece(NamedTuple):
 
 def _check_copies(plan: Plan, processes: int) -> None:
     """Redundant tensors are dropped only when they equal what they copy. Raises CheckpointError naming both."""
-    pieces = []
-    for name, original in plan.model_map.copies.items():
-        size = plan.source.tensors[name].num_bytes if name in plan.source.tensors else 0
-        for at in range(0, size, _COMPARED_BYTES):
-            pieces.append(_Piece(name, original, at, min(_COMPARED_BYTES, size - at)))
+    pieces = list(_copied_pieces(plan))
 
     def start() -> Work:
-        files = OpenFiles()
-        ours, theirs = bytearray(_PIECE_BYTES), bytearray(_PIECE_BYTES)
-
-        def equal(piece: _Piece) -> bool:
-            a, b = plan.source.tensors[piece.name], plan.source.tensors[piece.original]
-            for at in range(piece.offset, piece.offset + piece.num_bytes, _PIECE_BYTES):
-                count = min(_PIECE_BYTES, piece.offset + piece.num_bytes - at)
-                for tensor, buffer in ((a, ours), (b, theirs)):
-                    if not files.read(tensor.file, tensor.offset + at, memoryview(buffer)[:count]):
-                        return False
-                if ours != theirs:  # bytearrays compare by memcmp, views element by element
-                    return False
-            return True
-
-        return equal
+        files, buffers = OpenFiles(), (bytearray(_PIECE_BYTES), bytearray(_PIECE_BYTES))
+        return lambda piece: _is_equal(plan, piece, files, buffers)
 
     for position, equal in run_tasks(pieces, start, processes=processes):
         if not equal:
@@ -296,6 +279,27 @@ def _check_copies(plan: Plan, processes: int) -> None:
                 f"{plan.source.tensors[piece.name].file}: tensor {piece.name!r} differs from {piece.original!r}, "
                 "of which Megatron keeps one copy"
             )
+
+
+def _copied_pieces(plan: Plan) -> Iterator[_Piece]:
+    for name, original in plan.model_map.copies.items():
+        size = plan.source.tensors[name].num_bytes if name in plan.source.tensors else 0
+        for at in range(0, size, _COMPARED_BYTES):
+            yield _Piece(name, original, at, min(_COMPARED_BYTES, size - at))
+
+
+def _is_equal(
+    plan: Plan, piece: _Piece, files: OpenFiles, buffers: tuple[bytearray, bytearray]
+) -> bool:
+    for at in range(piece.offset, piece.offset + piece.num_bytes, _PIECE_BYTES):
+        count = min(_PIECE_BYTES, piece.offset + piece.num_bytes - at)
+        for name, buffer in zip((piece.name, piece.original), buffers, strict=True):
+            tensor = plan.source.tensors[name]
+            if not files.read(tensor.file, tensor.offset + at, memoryview(buffer)[:count]):
+                return False
+        if buffers[0] != buffers[1]:  # by memcmp; views would compare element by element
+            return False
+    return True
 
 
 def _commit(plan: Plan, out: Path) -> None:
