@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import ENDED, Cluster
 from tests.cluster.jobs import (
     events,
     last_step,
@@ -56,6 +56,19 @@ def loaded_steps(run_dir: Path) -> list[int]:
     return [int(str(event.fields["step"])) for event in events(run_dir, "checkpoint_loaded")]
 
 
+def resumption(cluster: Cluster, job: str, run_dir: Path, timeout_s: float) -> int:
+    """The step that the job went on from, as soon as it has; fails when the job ends without."""
+    deadline = time.monotonic() + timeout_s
+    while not loaded_steps(run_dir):
+        ended = cluster.state(job) in ENDED
+        log = (run_dir / "logs" / f"slurm-{job}.log").read_text()
+        assert not ended, f"{cluster.show(job)}\n{log}"
+        assert time.monotonic() < deadline, f"{cluster.show(job)}\n{log}"
+        time.sleep(0.5)
+    (step,) = loaded_steps(run_dir)
+    return step
+
+
 @pytest.mark.timeout(500)
 def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
     cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
@@ -64,11 +77,7 @@ def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
     job, run_dir = submit_saving(
         cluster, tmp_path, "limited", RUN_TIME="00:01:00", SIGNAL_BEFORE_S="10"
     )
-    deadline = time.monotonic() + 400
-    while not loaded_steps(run_dir):
-        assert time.monotonic() < deadline, cluster.show(job)
-        time.sleep(0.5)
-    (resumed_at,) = loaded_steps(run_dir)
+    resumed_at = resumption(cluster, job, run_dir, timeout_s=400)
     wait_for_step(run_dir, resumed_at + GOES_ON)
     shown = cluster.show(job)
     cluster.run("scancel", job)
@@ -101,11 +110,7 @@ def test_a_dead_node_is_named_and_the_job_goes_on_from_its_checkpoint(
         cluster.node("start-node", "n2")
     assert said.startswith("bereft  pending"), said
     assert "Node failure on n2" in said
-    deadline = time.monotonic() + 200
-    while not loaded_steps(run_dir):
-        assert time.monotonic() < deadline, cluster.show(job)
-        time.sleep(0.5)
-    (resumed_at,) = loaded_steps(run_dir)
+    resumed_at = resumption(cluster, job, run_dir, timeout_s=200)
     assert resumed_at >= 20
     assert resumed_at % 20 == 0
     wait_for_step(run_dir, last_step(run_dir) + 1)
