@@ -512,41 +512,30 @@ def multi_token_prediction_trains_its_own_layer() -> None:
 def yarn_equals_transformers() -> None:
     """Frequencies and the attention factor of https://arxiv.org/abs/2309.00071, for GQA and for MLA."""
     models.start_groups()
-    heads = {"qk_pos_emb_head_dim": 8, "mscale": 0.707, "mscale_all_dim": 1.0}
-    for mscale in (heads["mscale"], 1.0):
-        scaling = {
-            "rope_type": "yarn",
-            "factor": 8.0,
-            "original_max_position_embeddings": 16,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale": mscale,
-            "mscale_all_dim": heads["mscale_all_dim"],
-            "rope_theta": 10000.0,
-        }
+    channels, factor, seen = 64, 8.0, 4096
+    for mscale in (0.707, 1.0):
+        shared = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": mscale, "mscale_all_dim": 1.0}
+        scaling = {"rope_type": "yarn", "rope_theta": 1e4, "factor": factor, **shared}
         theirs = LlamaConfig(
-            rope_parameters=scaling,
-            head_dim=8,
-            hidden_size=32,
+            rope_parameters={**scaling, "original_max_position_embeddings": seen},
+            head_dim=channels,
+            hidden_size=4 * channels,
             num_attention_heads=4,
-            max_position_embeddings=128,
+            max_position_embeddings=int(seen * factor),
         )
-        frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+        frequencies, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
         ours = YarnRotaryEmbedding(
-            8,
-            rotary_base=10000,
-            scaling_factor=8.0,
-            original_max_position_embeddings=16,
-            beta_fast=32.0,
-            beta_slow=1.0,
-            mscale=mscale,
-            mscale_all_dim=heads["mscale_all_dim"],
+            channels,
+            rotary_base=1e4,
+            scaling_factor=factor,
+            original_max_position_embeddings=seen,
             use_cpu_initialization=True,
+            **shared,
         )
         angles, own_factor = ours(20)
         expected = torch.outer(torch.arange(20.0), frequencies).repeat(1, 2)
         torch.testing.assert_close(angles[:, 0, 0], expected, rtol=1e-5, atol=1e-6)
-        assert abs(float(own_factor) - factor) < 1e-6, (own_factor, factor)
+        assert abs(float(own_factor) - attention_factor) < 1e-6
 
 
 def yarn_reaches_the_attention() -> None:
