@@ -12,6 +12,7 @@ stand where it would put Transformer Engine's; the peak is of the largest reside
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -42,7 +43,12 @@ OFF = (
 )
 """What Bridge switches on for a GPU."""
 KINDS = {
-    "column": ("LayerNormColumnParallelLinear", "ColumnParallelGroupedLinear", "CoreAttention"),
+    "column": (
+        "LayerNormColumnParallelLinear",
+        "ColumnParallelGroupedLinear",
+        "CoreAttention",
+        "AcrossHeadsNorm",
+    ),
     "row": ("RowParallelGroupedLinear",),
     "replicated": ("Norm", "DuplicatedLinear"),
 }
@@ -66,7 +72,7 @@ def inside(hf: str, out: str, *, mtp: bool, grouped: bool) -> None:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     from moe_bench.mcore.cpu.spec import reference_layers
-    from moe_bench.mcore.patches import NO_PHANTOM_QUERY_NORM
+    from moe_bench.mcore.patches import NO_PHANTOM_QUERY_NORM, NORMS_ACROSS_HEADS
 
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
@@ -74,7 +80,12 @@ def inside(hf: str, out: str, *, mtp: bool, grouped: bool) -> None:
     for kind, names in KINDS.items():
         for name in names:
             AutoMapping.register_module_type(name, kind)
-    with reference_layers(), NO_PHANTOM_QUERY_NORM.applied():
+    fitting = [NO_PHANTOM_QUERY_NORM]
+    if "Olmoe" in (Path(hf) / "config.json").read_text():
+        fitting.append(NORMS_ACROSS_HEADS)
+    with reference_layers(), contextlib.ExitStack() as stack:
+        for patch in fitting:
+            stack.enter_context(patch.applied())
         started = time.monotonic()
         bridge = AutoBridge.from_hf_pretrained(hf)
         provider = bridge.to_megatron_provider(load_weights=True)
