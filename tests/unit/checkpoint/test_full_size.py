@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import struct
 import time
 from pathlib import Path
@@ -42,6 +44,69 @@ CONFIG = {
     "tie_word_embeddings": False,
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
+
+
+PUBLISHED = """
+lm_head.weight BF16 129280,7168
+model.embed_tokens.weight BF16 129280,7168
+model.norm.weight BF16 7168
+model.layers.0-2.mlp.down_proj.weight F8_E4M3 7168,18432
+model.layers.0-2.mlp.down_proj.weight_scale_inv F32 56,144
+model.layers.0-2.mlp.gate_proj.weight F8_E4M3 18432,7168
+model.layers.0-2.mlp.gate_proj.weight_scale_inv F32 144,56
+model.layers.0-2.mlp.up_proj.weight F8_E4M3 18432,7168
+model.layers.0-2.mlp.up_proj.weight_scale_inv F32 144,56
+model.layers.0-61.input_layernorm.weight BF16 7168
+model.layers.0-61.post_attention_layernorm.weight BF16 7168
+model.layers.0-61.self_attn.kv_a_layernorm.weight BF16 512
+model.layers.0-61.self_attn.kv_a_proj_with_mqa.weight F8_E4M3 576,7168
+model.layers.0-61.self_attn.kv_a_proj_with_mqa.weight_scale_inv F32 5,56
+model.layers.0-61.self_attn.kv_b_proj.weight F8_E4M3 32768,512
+model.layers.0-61.self_attn.kv_b_proj.weight_scale_inv F32 256,4
+model.layers.0-61.self_attn.o_proj.weight F8_E4M3 7168,16384
+model.layers.0-61.self_attn.o_proj.weight_scale_inv F32 56,128
+model.layers.0-61.self_attn.q_a_layernorm.weight BF16 1536
+model.layers.0-61.self_attn.q_a_proj.weight F8_E4M3 1536,7168
+model.layers.0-61.self_attn.q_a_proj.weight_scale_inv F32 12,56
+model.layers.0-61.self_attn.q_b_proj.weight F8_E4M3 24576,1536
+model.layers.0-61.self_attn.q_b_proj.weight_scale_inv F32 192,12
+model.layers.3-61.mlp.experts.0-255.down_proj.weight F8_E4M3 7168,2048
+model.layers.3-61.mlp.experts.0-255.down_proj.weight_scale_inv F32 56,16
+model.layers.3-61.mlp.experts.0-255.gate_proj.weight F8_E4M3 2048,7168
+model.layers.3-61.mlp.experts.0-255.gate_proj.weight_scale_inv F32 16,56
+model.layers.3-61.mlp.experts.0-255.up_proj.weight F8_E4M3 2048,7168
+model.layers.3-61.mlp.experts.0-255.up_proj.weight_scale_inv F32 16,56
+model.layers.3-61.mlp.gate.e_score_correction_bias F32 256
+model.layers.3-61.mlp.gate.weight BF16 256,7168
+model.layers.3-61.mlp.shared_experts.down_proj.weight F8_E4M3 7168,2048
+model.layers.3-61.mlp.shared_experts.down_proj.weight_scale_inv F32 56,16
+model.layers.3-61.mlp.shared_experts.gate_proj.weight F8_E4M3 2048,7168
+model.layers.3-61.mlp.shared_experts.gate_proj.weight_scale_inv F32 16,56
+model.layers.3-61.mlp.shared_experts.up_proj.weight F8_E4M3 2048,7168
+model.layers.3-61.mlp.shared_experts.up_proj.weight_scale_inv F32 16,56
+model.layers.61.eh_proj.weight BF16 7168,14336
+model.layers.61.embed_tokens.weight BF16 129280,7168
+model.layers.61.enorm.weight BF16 7168
+model.layers.61.hnorm.weight BF16 7168
+model.layers.61.shared_head.head.weight BF16 129280,7168
+model.layers.61.shared_head.norm.weight BF16 7168
+"""
+"""Every tensor of the 163 files that DeepSeek publishes (an inventory of DeepSeek-R1's, which are V3's in names and shapes)."""
+
+
+def published() -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape by name, the ranges written out."""
+    found = {}
+    for line in PUBLISHED.split("\n")[1:-1]:
+        pattern, dtype, shape = line.split()
+        ranges = [
+            range(int(low), int(high or low) + 1)
+            for low, high in re.findall(r"(?<=\.)(\d+)(?:-(\d+))?(?=\.)", pattern)
+        ]
+        template = re.sub(r"(?<=\.)\d+(?:-\d+)?(?=\.)", "{}", pattern)
+        for place in itertools.product(*ranges):
+            found[template.format(*place)] = (dtype, tuple(map(int, shape.split(","))))
+    return found
 
 
 def write_sparse(folder: Path, shards: int) -> int:
@@ -90,6 +155,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Plan, float]
 def test_the_shapes_are_the_published_ones(planned: tuple[int, Plan, float]) -> None:
     tensors, plan, _ = planned
     assert tensors == 91_991  # entries of the published model.safetensors.index.json
+    assert {name: (t.dtype, t.shape) for name, t in plan.source.tensors.items()} == published()
     parameters = sum(
         p.tensor.num_elements for p in plan.tensors if not p.tensor.key.startswith("mtp.")
     )
