@@ -160,7 +160,10 @@ def make(
     dtype: str = "float32",
     folder: Path | None = None,
 ) -> None:
-    """Save the model and its logits; every parameter is far from its initial value, so that a swap shows."""
+    """Save the model and its logits; every parameter is far from its initial value, so that a swap shows.
+
+    With `folder` the model alone goes there.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, dtype), attn_implementation="eager"
@@ -176,6 +179,8 @@ def make(
         save_mxfp4(model, folder or out / name)
     else:
         model.save_pretrained(folder or out / name, max_shard_size="150KB")
+    if folder is not None:
+        return
     model.eval()
     tokens = torch.randint(0, config.vocab_size, (2, 16))
     with torch.no_grad():
