@@ -52,6 +52,10 @@ class Observer(Protocol):
         """After a step has been written. Called on the writing rank."""
         ...
 
+    def event(self, event: Event) -> None:
+        """After an event of that rank has been written."""
+        ...
+
     def close(self) -> None:
         """When training has ended."""
         ...
@@ -139,9 +143,10 @@ class Recorder:
 
     def event(self, name: str, **fields: object) -> None:
         """Write an event of this rank."""
-        self._writer.event(
-            Event(event=name, time_unix_s=time.time(), rank=self._rank, fields=fields)
-        )
+        event = Event(event=name, time_unix_s=time.time(), rank=self._rank, fields=fields)
+        self._writer.event(event)
+        for observer in self._observers:
+            observer.event(event)
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:

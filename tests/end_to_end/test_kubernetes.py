@@ -16,7 +16,7 @@ from moe_bench.results.reader import read_events, read_steps
 from tests.support.clusters import kubectl_on_path
 from tests.support.projects import REPOSITORY
 
-STEPS = 40
+STEPS = 150
 PATIENCE_S = 300
 
 
@@ -37,6 +37,7 @@ def user(tmp_path: Path, **more: str) -> dict[str, str]:
         "HOME": str(tmp_path),
         "FAKE_CLUSTER": str(tmp_path / "cluster"),
         "FAKE_CLUSTER_RUNS": "1",
+        "FAKE_CLUSTER_OWNER": str(os.getpid()),
         "MODEL": "Tiny-Qwen3",
         "CLUSTER": "local",
         "MOE_BENCH_DEVICE": "cpu",
@@ -77,11 +78,13 @@ def test_an_evicted_pod_ends_at_a_checkpoint_and_the_run_goes_on_from_it(tmp_pat
     run_dir = tmp_path / "runs" / "run"
     try:
         wait_for("ten steps", lambda: len(read_steps(run_dir).records) >= 10, tmp_path)
-        status = moe_bench("status", "run", environment=environment)
-        assert "running  job default/job/moe-run" in status.stdout, status.stdout + status.stderr
         os.kill(int((tmp_path / "cluster" / "pod-1.pid").read_text()), signal.SIGTERM)
+        status = moe_bench("status", "run", environment=environment)
+        assert "job default/job/moe-run" in status.stdout, status.stdout + status.stderr
         job = tmp_path / "cluster" / "Job-default-moe-run.json"
         wait_for("the job's end", lambda: "status" in json.loads(job.read_text()), tmp_path)
+        status = moe_bench("status", "run", environment=environment)
+        assert "completed  job default/job/moe-run" in status.stdout, status.stdout
     finally:
         moe_bench("cancel", "run", environment=environment)
     log = (tmp_path / "cluster" / "moe-run-1.log").read_text()

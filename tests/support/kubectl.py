@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A `kubectl` for tests: one namespace store as files, and a kubelet that runs an indexed Job's pods on this machine.
 
-The folder FAKE_CLUSTER holds what was created. With FAKE_CLUSTER_RUNS=1 a created Job's pods really run; cluster DNS is
-127.0.0.1, a mounted ConfigMap is a folder. Written from the documented behaviour of indexed Jobs, not from the launcher.
+The folder FAKE_CLUSTER holds what was created. With FAKE_CLUSTER_RUNS=1 a created Job's pods really run, as long as the
+process FAKE_CLUSTER_OWNER does; cluster DNS is 127.0.0.1, a mounted ConfigMap is a folder. Written from the documented behaviour of indexed Jobs, not from the launcher.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ def kubelet(rest: list[str]) -> int:
     retries = 0
     while len(done) < spec["completions"]:
         time.sleep(0.1)
+        if not Path("/proc", os.environ["FAKE_CLUSTER_OWNER"]).exists():
+            job_path.unlink(missing_ok=True)  # the test was killed: nothing of it stays behind
         for index, process in list(running.items()):
             if not job_path.exists() and process.poll() is None:
                 process.terminate()

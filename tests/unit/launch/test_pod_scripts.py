@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from moe_bench.launch.kubernetes_objects import script
+from moe_bench.results.writer import RunWriter
+from tests.support.recorded import say
 
 PATIENCE_S = 30.0
 RANK = """
@@ -94,6 +96,16 @@ def test_a_stop_before_any_rank_is_up_ends_the_pod(tmp_path: Path) -> None:
     wait_for(tmp_path / "pod.log", "up")
     pod.send_signal(signal.SIGTERM)
     assert pod.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+def test_a_pod_of_a_run_that_is_over_has_nothing_to_do(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    say(writer, "end", 8, outcome="stopped", step=3)
+    assert start(tmp_path, "false").wait(PATIENCE_S) == 1
+    say(writer, "end", 60, outcome="completed", step=40)
+    writer.close()
+    assert start(tmp_path, "false").wait(PATIENCE_S) == 0
+    assert "the run is complete already" in (tmp_path / "pod.log").read_text()
 
 
 def test_steps_left_by_an_earlier_start_do_not_hide_a_failure(tmp_path: Path) -> None:

@@ -10,6 +10,12 @@ if [[ ! -e "$MOE_BENCH_RUN_DIR/run.json" ]]; then
   mv "$MOE_BENCH_RUN_DIR/.run.json.$NODE_RANK" "$MOE_BENCH_RUN_DIR/run.json"
 fi
 
+# Of a run that is over a pod that starts once more has nothing to do, and the others would not come to meet it.
+if tail -n 1 "$MOE_BENCH_RUN_DIR/results/events.jsonl" 2>/dev/null | grep -q '"event":"end".*"outcome":"completed"'; then
+  echo "moe_bench: the run is complete already"
+  exit 0
+fi
+
 # The ranks are told themselves: torchrun would kill them 30 s later, in the middle of a checkpoint.
 export MOE_BENCH_RANK_PIDS="/tmp/moe-bench-$BASHPID"
 mkdir "$MOE_BENCH_RANK_PIDS"
