@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,9 +19,11 @@ from moe_bench.config.gather import PLACEHOLDER, Gathered, Request, gather
 from moe_bench.config.knobs import BOUND, KNOBS, is_secret, says
 from moe_bench.config.layers import Candidate, fold
 from moe_bench.config.machine import Machine
-from moe_bench.config.model_file import Entry
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moe_bench.config.model_file import Entry
 
 _CONFS = ("cluster", "runtime", "common")
 
@@ -35,7 +38,18 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 def resolve_run(request: Request, machine: Machine, identity: Identity) -> ResolvedRun:
     """Everything decided and checked. Raises MoeBenchError for the first thing that cannot be."""
-    return resolve_gathered(gather(request), request, machine, identity)
+    return resolve_gathered(gather(request, _load_checks), request, machine, identity)
+
+
+def _load_checks() -> None:
+    """What is needed once the sources are read."""
+    from moe_bench.arguments import lint, schema  # noqa: PLC0415
+    from moe_bench.arguments.schema.renames import renames  # noqa: PLC0415
+    from moe_bench.config import misspelt, model_file  # noqa: F401, PLC0415
+
+    lint.builtin_rules()
+    schema.release_lines()
+    renames()
 
 
 def resolve_gathered(

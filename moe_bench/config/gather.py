@@ -8,10 +8,11 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from moe_bench.config import command_line, knobs as knob_table, misspelt, model_file
+from moe_bench.config import command_line, knobs as knob_table
 from moe_bench.config.conf import ConfFile, ConfVariables
 from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.nearest import nearest
@@ -19,6 +20,9 @@ from moe_bench.config.release import find_release
 from moe_bench.config.run import Origin, Overridden, Setting
 from moe_bench.config.sources import is_file, names_in, read_text, run_confs_each
 from moe_bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moe_bench.config.model_file import ModelFile
 
 MODELS = "model_configs/benchmarking"
 CLUSTERS = "cluster_configs/benchmarking"
@@ -60,7 +64,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """Every variable a model file may name."""
     exported: Mapping[str, Setting]
     """Variables that the .conf files export and that are no knobs: they go to the ranks."""
-    file: model_file.ModelFile
+    file: ModelFile
     flags: tuple[tuple[command_line.Flag, Origin], ...]
     """Trailing flags and TRAINING_PARAMS'."""
     notes: tuple[str, ...] = ()
@@ -71,9 +75,9 @@ FLAG = Origin(layer="flag", place="command line")
 ENVIRONMENT = Origin(layer="environment", place="environment")
 
 
-def gather(request: Request) -> Gathered:
-    """Read every source. Raises ConfigError for the first that cannot be used."""
-    [found] = gather_each([request])
+def gather(request: Request, meanwhile: Callable[[], object] = lambda: None) -> Gathered:
+    """Read every source. Raises ConfigError for the first that cannot be used. `meanwhile` is called while bash works."""
+    [found] = gather_each([request], meanwhile)
     if isinstance(found, ConfigError):
         raise found
     return found
@@ -84,7 +88,9 @@ def gather_all(requests: Sequence[Request]) -> list[Gathered | ConfigError]:
     return list(gather_each(requests))
 
 
-def gather_each(requests: Sequence[Request]) -> Iterator[Gathered | ConfigError]:
+def gather_each(
+    requests: Sequence[Request], meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[Gathered | ConfigError]:
     """`gather` for many requests, in order, while a few bash processes run the .conf files of those to come.
 
     An error stands in its request's place. An environment is run once, however many requests share it.
@@ -94,7 +100,7 @@ def gather_each(requests: Sequence[Request]) -> Iterator[Gathered | ConfigError]
     for one in begun:
         if isinstance(one, _Begun):
             kinds.setdefault(one.kind, {})[one.key] = one.environment
-    passes = {kind: _confs(kind, environments) for kind, environments in kinds.items()}
+    passes = {kind: _confs(kind, environments, meanwhile) for kind, environments in kinds.items()}
     for one in begun:
         if isinstance(one, _Begun):
             yield _ended(one, passes[one.kind](one.key))
@@ -107,14 +113,16 @@ type _Kind = tuple[tuple[ConfFile, ...], Path]
 
 
 def _confs(
-    kind: _Kind, environments: Mapping[frozenset[tuple[str, str]], Mapping[str, str]]
+    kind: _Kind,
+    environments: Mapping[frozenset[tuple[str, str]], Mapping[str, str]],
+    meanwhile: Callable[[], object],
 ) -> Callable[[frozenset[tuple[str, str]]], ConfVariables | ConfigError]:
     """What became of an environment; waits for it if need be. Environments must first be asked for in their order."""
     files, project = kind
     shown = functools.cache(lambda path: _shown(Path(path), project))
     to_come = iter(environments)
     found: dict[frozenset[tuple[str, str]], ConfVariables | ConfigError] = {}
-    ran = run_confs_each(files, list(environments.values()), shown)
+    ran = run_confs_each(files, list(environments.values()), shown, meanwhile)
 
     def outcome(key: frozenset[tuple[str, str]]) -> ConfVariables | ConfigError:
         while key not in found:
@@ -180,6 +188,8 @@ def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
     shown = _shown(path, request.project)
     _check_model(path, knobs, request.project)
     text = read_text(path, shown=shown, what="the model's YAML")
+    from moe_bench.config import misspelt, model_file  # noqa: PLC0415 - loaded while bash works
+
     file = model_file.parse(text, name=shown)
     texts = {shown: text} | {
         one.shown: read_text(Path(one.path), shown=one.shown, what="a bash .conf file")
@@ -341,7 +351,7 @@ def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> Non
 def _variables(
     conf: ConfVariables,
     knobs: Mapping[str, Setting],
-    file: model_file.ModelFile,
+    file: ModelFile,
     project: Path,
 ) -> dict[str, str]:
     found = {name: one.value for name, one in conf.settings.items() if name not in KNOBS}
@@ -350,7 +360,7 @@ def _variables(
     return found | {"WORKSPACE": str(project)}
 
 
-def _with_defaults(knobs: Mapping[str, Setting], file: model_file.ModelFile) -> dict[str, Setting]:
+def _with_defaults(knobs: Mapping[str, Setting], file: ModelFile) -> dict[str, Setting]:
     """The knobs, and what the model's DEFAULTS say of those that nothing else gives a value."""
     filled = dict(knobs)
     for entry in file.defaults:

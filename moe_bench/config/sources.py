@@ -90,11 +90,13 @@ def run_confs_each(
     files: tuple[ConfFile, ...],
     environments: Sequence[Mapping[str, str]],
     shown: Callable[[str], str],
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Iterator[ConfVariables | ConfigError]:
     """The same for many environments, each by itself and in order, while a few bash processes run those to come.
 
     What a default would have been but for the caller is found out once for each MODEL and told of the others, too: it is
     half of the work, and only shown. An error of one stands in its place. Raises ConfigError for files that cannot be read or do not end.
+    `meanwhile` is called once bash works on another core.
     """
     if not files:
         yield from (variables(_NOTHING, (), one, shown) for one in environments)
@@ -107,6 +109,7 @@ def run_confs_each(
     batches = iter([asked[at : at + _BATCH] for at in range(0, len(asked), _BATCH)])
     processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
     running = deque(_Pass(files, batch) for batch in itertools.islice(batches, processes))
+    meanwhile()
     noted: dict[str | None, tuple[Notes, ...]] = {}
     try:
         while running:
