@@ -102,7 +102,7 @@ def _begin(options: Options, words: tuple[str, ...]) -> int:
     )
     cost.refuse_too_small(sweep.points, options.budget)
     folder = directory.folder_of(found)
-    is_dry = options.dry_run or asked.request.environment.get("DRY_RUN") == "1"
+    is_dry = options.dry_run or request_of((), local=True).environment.get("DRY_RUN") == "1"
     _announce(found)
     for line in plan_lines(sweep, options.array_limit if asked.where == "slurm" else None):
         print(line, file=sys.stderr if is_dry else sys.stdout)

@@ -65,7 +65,7 @@ def interrupted_in_its_second_point(tmp_path: Path) -> str:
 
 def test_a_sweep_is_interrupted_goes_on_and_is_read(tmp_path: Path) -> None:
     dry = run(tmp_path, *COMMAND, DRY_RUN="1")
-    assert not (tmp_path / "runs dir").exists()
+    assert not (tmp_path / "runs dir").exists(), "a dry run wrote something"
     said = interrupted_in_its_second_point(tmp_path)
     assert "3 points (MBS 4 3 8)" in said
     assert "MBS=3: GBS=8 (runtime_configs/benchmarking/runtime.conf" in said
