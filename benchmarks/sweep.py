@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,20 +32,25 @@ COMMANDS = {
 def main(runs: int) -> None:
     """Interleaved, so that a busy moment falls on all alike; medians, and the ratio to Python's start."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    cpu: dict[str, list[float]] = {name: [] for name in COMMANDS}
     rendered: dict[str, tuple[int, int]] = {}
     for _ in range(runs):
         for name, words in COMMANDS.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds, rendered[name] = _run(words)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             times[name].append(seconds)
+            cpu[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     start_s = statistics.median(times["python -c pass"])
     print(
-        f"{'command':<32} {'legal':>6} {'scripts':>8} {'median':>9} {'x start':>8}  ({runs} runs each, interleaved)"
+        f"{'command':<32} {'legal':>6} {'scripts':>8} {'median':>9} {'x start':>8} {'CPU':>7}  ({runs} runs each, interleaved)"
     )
     for name, taken in times.items():
         median_s = statistics.median(taken)
         legal, scripts_kib = rendered[name]
         print(
             f"{name:<32} {legal:>6} {scripts_kib:>4} KiB {median_s:>7.2f} s {median_s / start_s:>7.0f}x"
+            f" {statistics.median(cpu[name]):>5.2f} s"
         )
 
 
