@@ -103,7 +103,11 @@ def test_the_clients_own_system_monitor_is_on(
     writer = RunWriter(run_dir)
     mirror = WandbMirror(run_dir, environment={"WANDB_MODE": "offline"}, report=writer.event)
     mirror.step(step_record(1))
-    time.sleep(2)
+    deadline_s = time.monotonic() + EXIT_PATIENCE_S
+    while not read_events(run_dir).records:
+        assert time.monotonic() < deadline_s, "the client did not start"
+        time.sleep(0.1)
+    time.sleep(2)  # ten samples
     mirror.close()
     assert {"cpu", "memory_percent"} <= read_offline(run_dir).system
 
