@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, for the tests in this folder."""
+"""A real Slurm of three nodes on this machine, for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def _stop(script: Mapping[str, str]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Slurm with nodes n1 and n2, stopped at the end."""
-    started = start(tmp_path_factory.mktemp("slurm"))
+    """Slurm with nodes n1, n2 and n3, one to spare for when one dies; stopped at the end."""
+    started = start(tmp_path_factory.mktemp("slurm"), SLURM_LOCAL_NODES="3")
     try:
         yield started
     finally:

@@ -150,7 +150,7 @@ def test_a_killed_rank_fails_the_job_and_status_names_it(cluster: Cluster, tmp_p
 def test_a_job_that_cannot_start_says_why_and_is_cancelled(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+    cluster.run("scontrol", "update", "nodename=n[2-3]", "state=drain", "reason=test")
     try:
         job, run_dir = submit(cluster, tmp_path, "waiting", "--train-iters", "6")
         said = wait_for_words(cluster, run_dir, "drained or reserved")
@@ -161,7 +161,7 @@ def test_a_job_that_cannot_start_says_why_and_is_cancelled(
         # No log, no record: what `cancel` noted is all that tells once the queue has forgotten the job.
         assert "waiting  cancelled" in status(cluster, run_dir, PATH=without_slurm(tmp_path))
     finally:
-        cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+        cluster.run("scontrol", "update", "nodename=n[2-3]", "state=resume")
 
 
 def wait_for_words(cluster: Cluster, run_dir: Path, words: str) -> str:
