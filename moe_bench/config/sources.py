@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -196,7 +197,7 @@ class _Pass:
         """For bash alone: what a file leaves in the background is the user's. Nothing is left of one that does not end."""
         limit_s = _TIME_LIMIT_S + 0.1 * len(self._asked)
         try:
-            self._process.wait(timeout=limit_s)
+            self._wait_for_end(limit_s)
         except subprocess.TimeoutExpired:
             self.end()
             names = ", ".join(file.shown for file in self._files)
@@ -206,6 +207,22 @@ class _Pass:
         except BaseException:  # Ctrl-C reaches this process alone
             self.end()
             raise
+
+    def _wait_for_end(self, limit_s: float) -> None:
+        """Told by the kernel at once: Popen.wait with a limit looks every few milliseconds. Raises TimeoutExpired."""
+        try:
+            descriptor = os.pidfd_open(self._process.pid)
+        except OSError:  # a kernel before 5.3, or a sandbox without it
+            self._process.wait(timeout=limit_s)
+            return
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(1000 * limit_s):
+                raise subprocess.TimeoutExpired(self._process.args, limit_s)
+        finally:
+            os.close(descriptor)
+        self._process.wait()
 
     def end(self) -> None:
         """Leave nothing of it."""
