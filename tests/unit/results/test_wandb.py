@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,7 @@ writer = RunWriter(run_dir)
 mirror = WandbMirror(run_dir, environment=os.environ, report=writer.event)
 for step in range(1, 6):
     mirror.step(step_record(step))
+sys.stdin.readline()
 began = time.monotonic()
 mirror.close(patience_s=float(sys.argv[2]))
 print(f"closed after {time.monotonic() - began:.1f} s")
@@ -136,9 +138,14 @@ print(f"closed after {time.monotonic() - began:.1f} s")
 
 
 def online(
-    tmp_path: Path, server: str, *, patience_s: float = 30.0, key: str = KEY
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A process that mirrors five steps to `server` and ends: its run's directory, and what it said."""
+    tmp_path: Path,
+    server: str,
+    *,
+    patience_s: float = 30.0,
+    key: str = KEY,
+    may_close: Callable[[], bool] = lambda: True,
+) -> tuple[Path, str]:
+    """A process that mirrors five steps to `server`, closes once it may, and ends: its run's directory, what it said."""
     run_dir = tmp_path / "run"
     write_manifest(run_dir)
     environment = {
@@ -150,18 +157,19 @@ def online(
         "WANDB_BASE_URL": server,
     }
     words = [sys.executable, "-c", PROGRAM, str(run_dir), str(patience_s)]
-    done = subprocess.run(
-        words,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=EXIT_PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert KEY not in done.stdout + done.stderr
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(words, env=environment, text=True, **pipes) as process:
+        try:
+            deadline_s = time.monotonic() + EXIT_PATIENCE_S
+            while not may_close() and time.monotonic() < deadline_s:
+                time.sleep(0.05)
+            said, _ = process.communicate("\n", timeout=EXIT_PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert KEY not in said
     assert_no_key_below(tmp_path)
-    return run_dir, done
+    return run_dir, said
 
 
 def test_without_a_network_the_run_is_kept_offline_and_the_process_ends(tmp_path: Path) -> None:
@@ -192,9 +200,9 @@ def test_with_a_key_of_another_shape_the_run_is_kept_offline(tmp_path: Path) -> 
 def test_a_server_that_stalls_holds_nobody_up_for_longer_than_the_patience(tmp_path: Path) -> None:
     """It is there, but never takes the run: the client by itself would ask on and on."""
     with wandb_server(stalls=True) as (server, received):
-        run_dir, done = online(tmp_path, server, patience_s=4)
+        run_dir, said = online(tmp_path, server, patience_s=3, may_close=lambda: bool(received))
         assert received, "the client never asked"
-    seconds = float(done.stdout.split("closed after ")[1].split()[0])
+    seconds = float(said.split("closed after ")[1].split()[0])
     assert seconds < 15
     assert "W&B" in str(read_events(run_dir).records[0].fields["message"])
 
