@@ -258,7 +258,7 @@ def tracked_and_loose_files() -> set[str]:
         ({"SEGMENT": "2"}, r"unrecognized option '--segment.*unset SEGMENT"),
         ({"CONSTRAINT": "h100"}, "Invalid feature.*CONSTRAINT"),
         ({"RESERVATION": "tonight"}, "reservation is invalid.*RESERVATION"),
-        ({"NNODES": "4"}, "not available.*compare NNODES"),
+        ({"NNODES": "4", "GBS": "32"}, "not available.*compare NNODES"),
     ],
 )
 def test_what_slurm_refuses_is_explained_and_recorded(
