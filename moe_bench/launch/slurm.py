@@ -530,7 +530,7 @@ _ADVICE = (
     ("time limit", "the partition or QOS allows less time: see `sinfo -o '%P %l'`; lower RUN_TIME"),
     (
         "node configuration is not available",
-        "no node of the partition has what was asked; compare NNODES and GPUS_PER_NODE with `sinfo`",
+        "no node of the partition has what was asked; compare NNODES, GPUS_PER_NODE, GRES and MEM with `sinfo -N -l`",
     ),
     ("QOSMaxSubmitJobPerUserLimit", "the queue is full for you: wait for a job of yours to end"),
     (

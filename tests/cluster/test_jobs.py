@@ -258,7 +258,7 @@ def tracked_and_loose_files() -> set[str]:
         ({"SEGMENT": "2"}, r"unrecognized option '--segment.*unset SEGMENT"),
         ({"CONSTRAINT": "h100"}, "Invalid feature.*CONSTRAINT"),
         ({"RESERVATION": "tonight"}, "reservation is invalid.*RESERVATION"),
-        ({"NNODES": "4", "GBS": "32"}, "not available.*compare NNODES"),
+        ({"GRES": "gpu:9"}, "not available.*GRES"),
     ],
 )
 def test_what_slurm_refuses_is_explained_and_recorded(
@@ -314,7 +314,9 @@ def test_a_job_that_left_the_queue_is_told_from_its_files(
     cluster: Cluster, trained: Trained, tmp_path: Path
 ) -> None:
     """Accounting is off here; squeue forgets a job MinJobAge after its end."""
-    job, failed = submit(cluster, tmp_path, "failed", "--train-iters", "6", "--num-experts", "0")
+    # Its ranks fail at once: no node has an apptainer.
+    nowhere = {"CONTAINER_RUNTIME": "apptainer", "CONTAINER_IMAGE": "/images/moe.sif"}
+    job, failed = submit(cluster, tmp_path, "failed", "--train-iters", "6", **nowhere)
     deadline = time.monotonic() + 60
     while cluster.state(job) != "FAILED":
         assert time.monotonic() < deadline, cluster.show(job)
