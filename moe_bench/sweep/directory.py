@@ -83,10 +83,14 @@ def again(folder: Path, asked: Sweep) -> Sweep:
 
 def _differences(there: Sweep, asked: Sweep) -> list[str]:
     found = []
-    for what in ("model", "where", "words", "given"):
+    for what in ("model", "where", "words"):
         was, now = getattr(there, what), getattr(asked, what)
         if was != now:
             found.append(f"{_NAMES[what]} {_shown(was)} then, {_shown(now)} now")
+    for name in dict.fromkeys((*there.given, *asked.given)):
+        was, now = there.given.get(name, "unset"), asked.given.get(name, "unset")
+        if was != now:
+            found.append(f"{name} {was} then, {now} now")
     if there.axes != asked.axes:
         found.append(f"--vary {_axes(there)} then, {_axes(asked)} now")
     if found:
@@ -103,12 +107,10 @@ def _differences(there: Sweep, asked: Sweep) -> list[str]:
 
 
 _CHANGED = "a preset, a .conf, the environment or the project has changed since (or --preflight was given once only)"
-_NAMES = {"model": "MODEL", "where": "run on", "words": "flags", "given": "knobs"}
+_NAMES = {"model": "MODEL", "where": "run on", "words": "flags"}
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={one}" for name, one in value.items()) or "none"
     return " ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 

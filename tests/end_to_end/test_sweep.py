@@ -15,7 +15,7 @@ from moe_bench.results.reader import read_steps
 from moe_bench.results.sweep_record import COMPLETED, INTERRUPTED, read_sweep
 from tests.support.projects import REPOSITORY
 
-STEPS = 12
+STEPS = 10
 FLAGS = ["--mock-data", "--eval-iters", "0", "--train-iters", str(STEPS), "--lr-warmup-iters", "1"]
 SWEEP = [sys.executable, "-m", "moe_bench", "sweep"]
 COMMAND = [*SWEEP, "Tiny-Qwen3", "--vary", "MBS=4,3,8", *FLAGS]
@@ -25,6 +25,7 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     given = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     given |= {"OUTPUT_PATH": str(tmp_path / "runs dir"), "PYTHONPATH": str(REPOSITORY)}
     given |= {"MOE_BENCH_DEVICE": "cpu", "SEQ_LEN": "32", "EP": "1", "GPUS_PER_NODE": "1"}
+    given["OMP_NUM_THREADS"] = "1"  # a busy machine makes two threads wait for one another
     return given | more
 
 
