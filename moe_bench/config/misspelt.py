@@ -20,14 +20,17 @@ from moe_bench.errors import ConfigError
 
 OTHERS = (
     "GPU_ARCH",
+    "MOE_BENCH_CHAIN",
     "MOE_BENCH_CORPUS",
     "MOE_BENCH_DEVICE",
     "MOE_BENCH_MODEL",
     "MOE_BENCH_PROFILE",
     "MOE_BENCH_PYTHON",
+    "MOE_BENCH_RANK_PIDS",
     "MOE_BENCH_RULES",
     "MOE_BENCH_RUN_DIR",
     "MOE_BENCH_RUN_ID",
+    "MOE_BENCH_TRIAGE",
     "TE_VERSION",
     "TORCH_VERSION",
     "MOE_BENCH_TRIAGE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import given, strategies as st
 
 from moe_bench.config.gather import CLUSTERS, COMMON, MODELS
 from moe_bench.config.knobs import KNOBS
-from moe_bench.config.misspelt import FOREIGN, misspelt, within
+from moe_bench.config.misspelt import FOREIGN, OTHERS, misspelt, within
 from moe_bench.errors import ConfigError
-from tests.support.projects import MODEL, Project
+from tests.support.projects import MODEL, REPOSITORY, Project
 
 SLURM_JOB = """
 SLURM_JOB_ID SLURM_JOBID SLURM_JOB_NAME SLURM_JOB_NODELIST SLURM_NODELIST SLURM_NNODES SLURM_JOB_NUM_NODES SLURM_NTASKS
@@ -96,6 +97,19 @@ def test_a_name_of_a_likely_other_program_is_said_and_not_refused(tmp_path: Path
 @pytest.mark.parametrize("prefix", FOREIGN)
 def test_a_foreign_prefix_hides_no_knob(prefix: str) -> None:
     assert [name for name in KNOBS if name.startswith(prefix)] == []
+
+
+def test_every_variable_of_the_projects_own_prefix_is_known() -> None:
+    sources = [
+        path for end in ("py", "sh", "j2") for path in (REPOSITORY / "moe_bench").rglob(f"*.{end}")
+    ]
+    found = {
+        name for path in sources for name in re.findall(r"MOE_BENCH_[A-Z_]+", path.read_text())
+    }
+    own = {
+        name for name in found if not name.startswith("MOE_BENCH_CONF_")
+    }  # conf.sh's, which only it sees
+    assert own - {"MOE_BENCH_"} <= {*OTHERS, *KNOBS}
 
 
 def test_every_misspelt_variable_is_named_at_once_and_nothing_is_resolved(tmp_path: Path) -> None:
