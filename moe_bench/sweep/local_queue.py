@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class LocalQueue:
         self._sweep = sweep
         self._retry_failed = retry_failed
         self._console = console
+        self._holding = False
+        self._held = False
 
     @property
     def sweep(self) -> Sweep:
@@ -67,7 +70,7 @@ class LocalQueue:
         self._take_stock()
         left = [point for point in self._sweep.points if is_left(point, self._retry_failed)]
         self._say_stock(len(left))
-        before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
+        before = {number: signal.signal(number, self._interrupt) for number in _STOPPING}
         try:
             for position, point in enumerate(left, start=1):
                 self._start_or_skip(self._point(point.number), position, len(left))
@@ -134,16 +137,18 @@ class LocalQueue:
                 f"{run_dir / local.SCRIPT} was changed since the sweep was made; put it back, or start a new sweep with --id NAME"
             )
         started = time.time()
-        process = local.start(plan, run)
-        attempt = Attempt(
-            started_unix_s=started,
-            process=process.pid,
-            process_began=process_began(process.pid),
-            node_hours=point.most_node_hours,
-        )
-        self._change(replace(point, attempts=(*point.attempts, attempt)))
+        with self._signals_held():  # between the start and the record of it nothing may come
+            process = local.start(plan, run)
+            attempt = Attempt(
+                started_unix_s=started,
+                process=process.pid,
+                process_began=process_began(process.pid),
+                node_hours=point.most_node_hours,
+            )
+            self._change(replace(point, attempts=(*point.attempts, attempt)))
         bounded = Bounded(process, run_dir, point.run_time_s)
         try:
+            self._raise_held()
             status = follow(run_dir, bounded, console=self._console)
         except KeyboardInterrupt:
             self._say("interrupted: stopping the ranks ...")
@@ -203,6 +208,22 @@ class LocalQueue:
         hours = point.nodes * (ended - last.started_unix_s) / 3600
         closed = replace(last, ended_unix_s=ended, outcome=outcome, why=why, node_hours=hours)
         self._change(replace(point, attempts=(*earlier, closed)))
+
+    @contextlib.contextmanager
+    def _signals_held(self) -> Iterator[None]:
+        """A signal within the block waits for `_raise_held`."""
+        self._holding = True
+        yield
+        self._holding = False
+
+    def _raise_held(self) -> None:
+        if self._held:
+            raise Interrupted
+
+    def _interrupt(self, _number: int, _frame: object) -> None:
+        if not self._holding:
+            raise Interrupted
+        self._held = True
 
     def _interrupted(self) -> int:
         done = sum(point.outcome == COMPLETED for point in self._sweep.points)
@@ -331,7 +352,3 @@ def _numbers(points: Iterable[Point]) -> str:
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise Interrupted

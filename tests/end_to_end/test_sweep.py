@@ -42,7 +42,7 @@ def run(tmp_path: Path, *command: str, **more: str) -> subprocess.CompletedProce
 
 
 def interrupted_in_its_second_point(tmp_path: Path) -> str:
-    """Ctrl-C once the second point makes steps; what the sweep said."""
+    """Ctrl-C once the second point has started; what the sweep said."""
     process = subprocess.Popen(
         COMMAND,
         env=environment(tmp_path),
@@ -56,7 +56,7 @@ def interrupted_in_its_second_point(tmp_path: Path) -> str:
     said: list[str] = []
     for line in process.stdout:
         said.append(line)
-        if line.startswith("[2/2] point 2"):
+        if len(said) > 1 and said[-2].startswith("[2/2] point 2"):  # its ranks have begun to speak
             os.killpg(process.pid, signal.SIGINT)
             break
     said += process.stdout.readlines()
