@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
@@ -11,6 +11,7 @@ _ATTEMPT = re.compile(r"moe_bench: job \d+, restart \d+")
 _BY_SLURM = re.compile(
     r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+( DUE TO (?P<cause>[A-Z ]+?))?,? ?(SEE .*)?\*\*\*"
 )
+_TASK_ENDED = re.compile(r"srun: error: \S+: tasks? (\d+)\S*: .+")
 _LOST_NODE = re.compile(r"Node failure on \S+")
 _GOING_ON = re.compile(r"moe_bench: .*: requeueing job")
 _NOT_GOING_ON = re.compile(r"moe_bench: .*not requeued")
@@ -33,6 +34,10 @@ class LastWords:
     """The line that told most."""
     from_outside: bool = False
     """True when it was not the ranks that ended the job."""
+    first_rank: int | None = None
+    """The rank whose end srun told first; None where it told of none."""
+    first_line: str = ""
+    """srun's word on it: Killed, Segmentation fault, Exited with exit code 1, ..."""
 
 
 def last_words(logs: Path, job_id: str) -> LastWords:
@@ -51,9 +56,13 @@ def read(lines: list[str]) -> LastWords:
     """From the log's lines; those of earlier attempts count only while the newest has not begun to speak of its end."""
     begun = max((i for i, line in enumerate(lines) if _ATTEMPT.search(line)), default=0)
     found = LastWords()
+    first: re.Match[str] | None = None
     for line in lines[begun:]:
         found = _after(line.strip(), found)
-    return found
+        first = first or _TASK_ENDED.search(line)
+    if first is None:
+        return found
+    return replace(found, first_rank=int(first[1]), first_line=first[0])
 
 
 def _after(line: str, before: LastWords) -> LastWords:

@@ -183,9 +183,23 @@ def _failure(
     outside = diagnose([state.upper().replace(" ", "_")], rules) or (
         diagnose([words.line], rules) if words.line and words.from_outside else None
     )
-    if outside is None or outside.name == "cancelled":
-        return find_failure(logs, rules) if outside is None else None
+    if outside is None:
+        return _first_failure(logs, words, rules) or find_failure(logs, rules)
+    if outside.name == "cancelled":
+        return None
     return Failure(rank=None, line=words.line or state, diagnosis=outside)
+
+
+def _first_failure(logs: Path, words: LastWords, rules: Sequence[Rule] | None) -> Failure | None:
+    """Of the rank that srun saw end first: its own words, or srun's where it was killed without any."""
+    if words.first_rank is None:
+        return None
+    path = logs / f"rank-{words.first_rank}.log"
+    lines = [line for line in _tail(path) if "*** STEP" not in line] if path.is_file() else []
+    line = None if "exit code" not in words.first_line else last_error_line(lines)
+    if line is None:
+        line, lines = words.first_line, [words.first_line]
+    return Failure(rank=words.first_rank, line=line, diagnosis=diagnose(lines, rules))
 
 
 def _went_wrong(state: str) -> bool:

@@ -123,3 +123,28 @@ def test_a_restarted_job_is_starting_until_its_ranks_speak(
     submitted(run_dir, "moe_bench: job 7, restart 1, nodes n1")
     found = status(run_dir, monkeypatch, "7|RUNNING|None|0:05|20:00|n1")
     assert found.state == "starting"
+
+
+KILLED = "srun: error: n2: task 1: Killed"
+EXITED = "srun: error: n2: tasks 1-3: Exited with exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("said", "line", "diagnosis"),
+    [(KILLED, KILLED, "killed"), (EXITED, "RuntimeError: CUDA out of memory", "out of GPU memory")],
+)
+def test_the_rank_that_srun_saw_end_first_is_the_one_that_failed(
+    said: str, line: str, diagnosis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", num_steps=3, finished=False)
+    after = "srun: error: n1: task 0: Exited with exit code 1"
+    begun = "moe_bench: job 7, restart 0, nodes n[1-2]"
+    run_dir = submitted(tmp_path / "run", begun, said, after, "moe_bench: srun ended with 137")
+    step = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-21T08:32:00 ***"
+    (run_dir / "logs" / "rank-0.log").write_text(f"Connection reset by peer: error\n{step}\n")
+    (run_dir / "logs" / "rank-1.log").write_text(f"RuntimeError: CUDA out of memory\n{step}\n")
+    found = status(run_dir, monkeypatch, "7|FAILED|NonZeroExitCode|1:00|20:00|n[1-2]")
+    assert found.failure is not None
+    assert (found.failure.rank, found.failure.line) == (1, line)
+    assert found.failure.diagnosis is not None
+    assert found.failure.diagnosis.name == diagnosis
