@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_bench.checkpoint.exporting import detect_layer_keys, map_checkpoint
+from moe_bench.checkpoint.exporting import (
+    ExportOptions,
+    detect_layer_keys,
+    map_checkpoint,
+    plan_export,
+    run_export,
+)
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.flags import megatron_flags
 from moe_bench.checkpoint.source import open_hf
@@ -78,9 +84,10 @@ def compare_logits(hf: Path, megatron: Path, layouts: Sequence[Layout]) -> Itera
     argvs = [_argv(checkpoint, source.config, layout) for layout in layouts]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        child = _fork(
-            lambda: _reference(source.root, dict(source.config), folder), folder / "hf.log"
-        )
+        root = source.root
+        if source.config.get("quantization_config"):
+            root = _unquantized(megatron, source.root, folder / "hf")
+        child = _fork(lambda: _reference(root, dict(source.config), folder), folder / "hf.log")
         prepare()
         _, status = os.waitpid(child, 0)
         if status:
@@ -191,19 +198,20 @@ def _on_rank(body: Callable[[], None], rank: int, world_size: int, port: str) ->
     body()
 
 
+def _unquantized(megatron: Path, hf: Path, out: Path) -> Path:
+    """The model in bfloat16, as an export writes it: transformers runs FP8 and MXFP4 with more packages, or on a GPU."""
+    options = ExportOptions()
+    run_export(plan_export(megatron, hf, options), out, options)
+    return out
+
+
 def _reference(root: Path, config: dict[str, Any], folder: Path) -> None:
     """Write the logits of transformers' own model, and the tokens they are for."""
     import torch  # noqa: PLC0415
 
     library: Any = importlib.import_module("transformers")
-    more: dict[str, Any] = {}
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method == "mxfp4":
-        more["quantization_config"] = library.Mxfp4Config(dequantize=True)
-    elif method == "fp8":
-        more["quantization_config"] = library.FineGrainedFP8Config(dequantize=True)
     model = library.AutoModelForCausalLM.from_pretrained(
-        root, dtype=torch.float32, attn_implementation="eager", **more
+        root, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     generator = torch.Generator().manual_seed(0)
     shape = (BATCH, _length(config))

@@ -37,6 +37,15 @@ def test_logits_agree_in_the_layouts_that_are_named(models: Path, tmp_path: Path
         assert line.endswith("128 of 128 greedy tokens the same: agree")
 
 
+@pytest.mark.ranks(1)
+def test_a_quantised_source_is_run_in_bfloat16(models: Path, tmp_path: Path) -> None:
+    hf = models / "gpt_oss_mxfp4"
+    assert convert("import", hf, tmp_path / "out").returncode == 0
+    done = convert("verify", hf, tmp_path / "out", "--logits", "--layout", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("128 of 128 greedy tokens the same: agree")
+
+
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     hf = hf_models.make_model(tmp_path / "hf", {**hf_models.MIXTRAL, "num_hidden_layers": 1})
     assert convert("import", hf, tmp_path / "out").returncode == 0
