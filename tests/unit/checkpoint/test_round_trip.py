@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_bench.checkpoint import exporting, importing
 from moe_bench.checkpoint.arithmetic import E4M3, dequantize_mxfp4, to_bfloat16, widen
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
 from moe_bench.checkpoint.importing import MANIFEST, ImportOptions, run_import
@@ -58,6 +59,33 @@ def test_every_family_comes_back_byte_for_byte(name: str, tmp_path: Path) -> Non
     assert contents(back) == contents(hf)
     assert verify(hf, megatron).differences == ()
     assert (back / "tokenizer.json").read_bytes() == (hf / "tokenizer.json").read_bytes()
+
+
+def test_one_file_written_by_several_workers_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.QWEN3)
+    megatron = import_model(hf, tmp_path / "megatron")
+    one = export_model(megatron, tmp_path / "one", processes=1)
+    monkeypatch.setattr(exporting, "PORTION_BYTES", 500)  # some forty portions
+    many = export_model(megatron, tmp_path / "many", processes=3)
+    assert hashes(many) == hashes(one)
+    assert not list(many.glob("*.part"))
+
+
+def test_pieces_smaller_than_a_tensor_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, config in (("qwen3", hf_models.QWEN3), ("fp8", FP8)):
+        tensors = hf_models.random_tensors(config)
+        if name == "fp8":
+            tensors = hf_models.quantize(tensors, 8)
+        hf = hf_models.write_model(tmp_path / name, config, tensors)
+        whole = import_model(hf, tmp_path / f"{name}-whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(importing, "_PIECE_BYTES", 1)  # a row at a time
+            pieces = import_model(hf, tmp_path / f"{name}-pieces")
+        assert hashes(pieces) == hashes(whole)
 
 
 @pytest.mark.parametrize("dialect", ["te", "local", "both"])
