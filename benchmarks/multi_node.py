@@ -23,14 +23,14 @@ from moe_bench.results.reader import read_steps
 PROJECT = Path(__file__).parents[1]
 CLUSTER = PROJECT / "tests" / "cluster" / "start_slurm.sh"
 WARM_UP = 10
-STEPS = 60
+STEPS = 40
 KNOBS = {"MODEL": "Tiny-Qwen3", "CLUSTER": "local", "RUN_TIME": "00:10:00", "OMP_NUM_THREADS": "1"}
 PLACES = {
     "slurm": {"NNODES": "2", "GPUS_PER_NODE": "1", "EXCLUSIVE": "0", "PARTITION": "debug"},
     "local": {"NNODES": "1", "GPUS_PER_NODE": "2"},
 }
 SCRIPTS = {"slurm": "sbatch_benchmarking.sh", "local": "interactive_benchmarking.sh"}
-FLAGS = f"--mock-data --eval-iters 0 --eval-interval 100000 --train-iters {STEPS}".split()
+FLAGS = f"--mock-data --seq-length 128 --eval-iters 0 --eval-interval 100000 --train-iters {STEPS}".split()
 
 
 def main(pairs: int) -> None:
