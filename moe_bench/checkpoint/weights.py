@@ -177,6 +177,9 @@ class MegatronWeights:
         homes = self._homes[name]
         if homes[0].expert is not None:
             return self._fused(spec, homes, first, count)
+        if len(homes) == 1 and homes[0].view is None:
+            home = homes[0]
+            return self._reader.rows(home.key, home.lead, home.row + first - home.first, count)
         out = np.empty((count, *spec.shape[1:]), BITS[DTYPES[spec.dtype].itemsize])
         for home in homes:
             low, high = max(first, home.first), min(first + count, home.first + home.rows)
