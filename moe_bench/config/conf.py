@@ -24,6 +24,8 @@ _ASSIGNED = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z_][A-Za-z0-9_]*)(?:\+?=|:=)")
 _WORD = re.compile(r"\w+")
 
 type Record = tuple[bytes, list[bytes]]
+type Command = tuple[bytes, bytes, bytes]
+"""File, line and text of a command that was run."""
 
 
 class ConfFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,29 +60,39 @@ class ConfLog(msgspec.Struct, frozen=True, kw_only=True):
 
 class _FileLog(msgspec.Struct, kw_only=True):
     file: ConfFile
-    places: list[tuple[str, str]]
-    """Each command with its place, in the order run."""
+    commands: list[Command]
+    """In the order run."""
+    shown: Callable[[str], str]
     assigned: dict[str, str]
     """name -> place of a command that builds the name it assigns."""
     defaults: dict[str, tuple[str, str]]
     """name -> (value it would have had but for the environment, place)."""
     values: Mapping[str, tuple[str, bool]] = msgspec.field(default_factory=dict)
     done: bool = False
-    assigning: dict[str, str] = msgspec.field(default_factory=dict)
-    """name -> place of the last command that assigns to it by name."""
-    mentioning: dict[str, str] = msgspec.field(default_factory=dict)
-    """word -> place of the last command that holds it."""
 
     def place_of(self, name: str) -> str:
         """Where the last command that mentions an assignment to `name` stands; the file alone when none does."""
         if name in self.assigned:
             return self.assigned[name]
-        if not self.mentioning:
-            for command, place in self.places:
-                assigned, words = _names_in(command)
-                self.assigning.update(dict.fromkeys(assigned, place))
-                self.mentioning.update(dict.fromkeys(words, place))
-        return self.assigning.get(name) or self.mentioning.get(name) or self.file.shown
+        assigning, mentioning = _index(tuple(self.commands))
+        command = assigning.get(name) or mentioning.get(name)
+        return self.place(command) if command else self.file.shown
+
+    def place(self, command: Command) -> str:
+        """Where the command stands."""
+        return f"{self.shown(_text(command[0]))}:{_text(command[1])}"
+
+
+@lru_cache(maxsize=256)
+def _index(commands: tuple[Command, ...]) -> tuple[dict[str, Command], dict[str, Command]]:
+    """The last command that assigns to a name by name, and the last that holds a word. Many runs share all their commands."""
+    assigning: dict[str, Command] = {}
+    mentioning: dict[str, Command] = {}
+    for command in commands:
+        assigned, words = _names_in(_text(command[2]))
+        assigning.update(dict.fromkeys(assigned, command))
+        mentioning.update(dict.fromkeys(words, command))
+    return assigning, mentioning
 
 
 @lru_cache(maxsize=4096)
@@ -175,16 +187,18 @@ def _file_logs(
     remaining = iter(files)
     for kind, fields in records:
         if kind == b"F":
-            file_log = _FileLog(file=next(remaining), places=[], assigned={}, defaults={})
+            file_log = _FileLog(
+                file=next(remaining), commands=[], shown=shown, assigned={}, defaults={}
+            )
         elif file_log is None:
             continue
         elif kind == b"C":
-            place = f"{shown(_text(fields[0]))}:{_text(fields[1])}"
-            file_log.places.append((_text(fields[2]), place))
+            file_log.commands.append((fields[0], fields[1], fields[2]))
         elif kind == b"A":
-            file_log.assigned[_text(fields[0])] = file_log.places[-1][1]
+            file_log.assigned[_text(fields[0])] = file_log.place(file_log.commands[-1])
         elif kind == b"D":
-            file_log.defaults[_text(fields[0])] = (_text(fields[1]), file_log.places[-1][1])
+            place = file_log.place(file_log.commands[-1])
+            file_log.defaults[_text(fields[0])] = (_text(fields[1]), place)
         elif kind == b"V":
             file_log.values = declared(fields[0])
         else:
