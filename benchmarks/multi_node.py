@@ -37,8 +37,8 @@ def main(pairs: int) -> None:
     """Start the cluster, alternate, and print."""
     with tempfile.TemporaryDirectory() as folder:
         slurm = os.environ | {"SLURM_LOCAL_DIR": f"{folder}/slurm", "SLURM_LOCAL_PORT": "18017"}
-        subprocess.run([CLUSTER, "start"], env=slurm, check=True)
         try:
+            subprocess.run([CLUSTER, "start"], env=slurm, check=True)
             medians = _medians(pairs, Path(folder))
         finally:
             subprocess.run([CLUSTER, "stop"], env=slurm, check=False)
