@@ -79,6 +79,7 @@ FEATURES = (
             "--cross-entropy-fusion-impl",
             "--use-te-activation-func",
             "--moe-use-legacy-grouped-gemm",
+            "--mla-down-proj-fusion",
         ),
         used="the same operations, unfused",
         reason=_NO_TE,
