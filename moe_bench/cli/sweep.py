@@ -130,7 +130,7 @@ def _go_on(options: Options, words: tuple[str, ...]) -> int:
             "beside it; leave them out, or leave --resume out"
         )
     name = options.resume or ""
-    base = Path(request_of((), local=True).environment.get("OUTPUT_PATH") or DEFAULT_RUNS_FOLDER)
+    base = _base()
     folder = required(find_sweep(name, base=base, beside_runs=False), name, base)
     sweep = read_sweep(folder)
     if options.budget is not None:
@@ -280,12 +280,26 @@ def _work(folder: Path, sweep: Sweep, options: Options) -> int:
         from moe_bench.sweep.local_queue import LocalQueue
 
         queue = LocalQueue(
-            folder, sweep, retry_failed=options.retry_failed, console=Console(highlight=False)
+            folder,
+            sweep,
+            retry_failed=options.retry_failed,
+            console=Console(highlight=False),
+            called=_called(folder),
         )
         status = queue.run()
     if status != 130:
         _show(folder)
     return status
+
+
+def _base() -> Path:
+    """Where sweeps are looked for by their names."""
+    return Path(request_of((), local=True).environment.get("OUTPUT_PATH") or DEFAULT_RUNS_FOLDER)
+
+
+def _called(folder: Path) -> str:
+    """The sweep's name where that is enough to find it, else its path: a .conf may have set OUTPUT_PATH."""
+    return folder.name if (_base() / "sweeps").resolve() == folder.parent.resolve() else str(folder)
 
 
 def _submit(folder: Path, sweep: Sweep, options: Options) -> int:
@@ -315,7 +329,7 @@ def _submit(folder: Path, sweep: Sweep, options: Options) -> int:
         else f"nothing to submit; {flying} points wait or run"
     )
     print(f"watch: python -m moe_bench status --output-path {folder}")
-    print(f"results: python -m moe_bench summarize {sweep.sweep_id}")
+    print(f"results: python -m moe_bench summarize {_called(folder)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import subprocess
 import time
@@ -52,11 +53,21 @@ class Interrupted(KeyboardInterrupt):
 class LocalQueue:
     """Runs what is left of a sweep; every change is in `sweep.json` before the next thing happens."""
 
-    def __init__(self, folder: Path, sweep: Sweep, *, retry_failed: bool, console: Console) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sweep: Sweep,
+        *,
+        retry_failed: bool,
+        console: Console,
+        called: str | None = None,
+    ) -> None:
+        """`called`: what --resume finds the sweep by; None: its path."""
         self._folder = folder
         self._sweep = sweep
         self._retry_failed = retry_failed
         self._console = console
+        self._called = called or str(folder)
         self._holding = False
         self._held = False
 
@@ -228,7 +239,7 @@ class LocalQueue:
     def _interrupted(self) -> int:
         done = sum(point.outcome == COMPLETED for point in self._sweep.points)
         self._say(f"{done} of {len(self._sweep.points)} points are done; go on with:")
-        self._say(f"  python -m moe_bench sweep --resume {self._sweep.sweep_id}")
+        self._say(f"  python -m moe_bench sweep --resume {shlex.quote(self._called)}")
         return 130
 
     def _finished(self) -> int:

@@ -159,7 +159,7 @@ def test_a_signal_stops_the_point_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "go on with:\n  python -m moe_bench sweep --resume s\n" in said
+    assert f"go on with:\n  python -m moe_bench sweep --resume {folder}\n" in said
     assert outcomes(folder) == [COMPLETED, INTERRUPTED, None]
     assert running is not None
     assert process_began(running) is None, "the point's process outlived the sweep"
