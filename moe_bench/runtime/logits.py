@@ -44,7 +44,7 @@ Arrangement = Literal["te", "local", "megatron"]
 CPU_FLAGS = tuple(
     """
     --transformer-impl local --distributed-backend gloo --use-cpu-initialization --no-persist-layer-norm
-    --no-gradient-accumulation-fusion --no-masked-softmax-fusion --no-rope-fusion --no-bias-swiglu-fusion
+    --no-gradient-accumulation-fusion --no-masked-softmax-fusion --no-rope-fusion --no-bias-swiglu-fusion --no-bias-gelu-fusion
     --no-bias-dropout-fusion --attention-backend unfused --micro-batch-size 1 --global-batch-size 64 --train-iters 1
     --lr 1e-3 --mock-data --tokenizer-type NullTokenizer --finetune --no-load-optim --no-load-rng
     --ckpt-format torch_dist --exit-on-missing-checkpoint --moe-token-dispatcher-type alltoall --eval-iters 0
