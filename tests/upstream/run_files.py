@@ -53,6 +53,7 @@ def main() -> int:
     options = _options()
     checkout = options.checkout.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     results = []
     with _megatron_on_a_cpu(checkout, options.ranks or 8):
         for file, ranks in _files(options):
@@ -224,6 +225,7 @@ def _fork(
         return child
     try:
         os.setpgid(0, 0)  # what a test starts is ended with it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
@@ -298,20 +300,22 @@ def _wait(
     """
     running = set(children)
     parted_s: float | None = None
-    while running and time.monotonic() < deadline_s:
-        running -= {child for child in running if os.waitpid(child, os.WNOHANG)[0]}
-        time.sleep(0.2)
-        if not _apart(logs, test_timeout_s):
-            parted_s = None
-        elif parted_s is None:
-            parted_s = time.monotonic()
-        elif time.monotonic() - parted_s > PATIENCE_S:
-            break
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-    for child in running:
-        os.waitpid(child, 0)
+    try:
+        while running and time.monotonic() < deadline_s:
+            running -= {child for child in running if os.waitpid(child, os.WNOHANG)[0]}
+            time.sleep(0.2)
+            if not _apart(logs, test_timeout_s):
+                parted_s = None
+            elif parted_s is None:
+                parted_s = time.monotonic()
+            elif time.monotonic() - parted_s > PATIENCE_S:
+                break
+    finally:  # also when this process is told to end
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+        for child in running:
+            os.waitpid(child, 0)
     return not running
 
 
