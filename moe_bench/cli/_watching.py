@@ -50,8 +50,13 @@ def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
     try:
         status = follow(run.run_dir, process)
     except KeyboardInterrupt:
-        print("\ninterrupted: stopping the ranks ...", file=sys.stderr, flush=True)
-        local.stop(process, has_ended=lambda: _ended(run.run_dir))
+        saves = "--save" in run.args
+        then = "save and end (Ctrl-C again: end at once)" if saves else "end"
+        print(f"\ninterrupted: after this step the ranks {then} ...", file=sys.stderr, flush=True)
+        patience_s = local.SAVE_PATIENCE_S if saves else local.STEP_PATIENCE_S
+        local.stop(
+            process, run.run_dir, has_ended=lambda: _ended(run.run_dir), patience_s=patience_s
+        )
         if not _ended(run.run_dir):
             _close_record(run, "interrupted")
         _show_summary(run)

@@ -17,15 +17,19 @@ from moe_bench.config.knobs import is_secret
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import JobHandle, JobState, LaunchPlan
+from moe_bench.results.records import STEPS_FILE, STOP_FILE
 
 SCRIPT = "launch.sh"
 LOG = "logs/launch.log"
 _SLURM = re.compile(r"\$\{SLURM_[A-Z0-9_]+\}")
 STEP_PATIENCE_S = 60.0
-"""How long the step in progress, and a checkpoint, may take after an interrupt."""
-EXIT_PATIENCE_S = 5.0
-"""How long the ranks' processes may take to go, once told a second time."""
+"""How long the step in progress may take after an interrupt."""
+SAVE_PATIENCE_S = 600.0
+"""The same where a checkpoint follows."""
+EXIT_PATIENCE_S = 35.0
+"""How long the processes may take to go: W&B may take 30 s, and torch's agent gives its ranks 30 s before it ends them."""
 _POLL_S = 0.1
+_RANK_SCRIPT = "moe_bench/launch/templates/rank.sh"
 
 
 class LocalLauncher:
@@ -89,8 +93,8 @@ class LocalLauncher:
             words += ["--master-addr", knobs.get("MASTER_ADDR", "localhost")]
             words += ["--master-port", knobs.get("MASTER_PORT", "6000")]
             words += ["--node-rank", knobs.get("NODE_RANK", "0")]
-        words += ["--redirects", "3", "--log-dir", f"{run.run_dir}/logs"]
-        return [*words, "-m", "moe_bench.runtime.pretrain"]
+        words += ["--no-python", "bash", str(self._project / _RANK_SCRIPT)]
+        return [*words, self._python, "-m", "moe_bench.runtime.pretrain"]
 
 
 def _is_a_run(cmdline: Path) -> bool:
@@ -108,6 +112,7 @@ def shell_word(setting: Setting) -> str:
 
 def start(plan: LaunchPlan, run: ResolvedRun) -> subprocess.Popen[bytes]:
     """The script in a session of its own, so that Ctrl-C reaches us first; what it says goes to logs/launch.log."""
+    (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     with (run.run_dir / LOG).open("wb") as log:
         try:
             return subprocess.Popen(
@@ -123,21 +128,37 @@ def start(plan: LaunchPlan, run: ResolvedRun) -> subprocess.Popen[bytes]:
 
 def stop(
     process: subprocess.Popen[bytes],
+    run_dir: Path,
     *,
     has_ended: Callable[[], bool],
     patience_s: float = STEP_PATIENCE_S,
+    exit_patience_s: float = EXIT_PATIENCE_S,
 ) -> int:
-    """End the script and all its ranks: the ranks' parent is asked first, then all are made to. Returns the exit status.
+    """End the script and all its ranks: they are asked first, then made to. Returns the exit status.
 
-    `has_ended` says whether the ranks have closed their record, after which nothing is worth waiting for.
+    Ranks that train are asked by a file, after whose step they save: of a signal torch's agent would hear, too, which
+    ends them 30 s later, in the middle of a checkpoint. `has_ended` says whether they have closed their record.
+    A KeyboardInterrupt meanwhile ends the asking.
     """
-    _signal(os.kill, process.pid, signal.SIGTERM)
-    _wait(process, patience_s, has_ended)
+    with contextlib.suppress(KeyboardInterrupt):
+        if _has_begun(run_dir):
+            (run_dir / STOP_FILE).touch()
+        else:
+            _signal(os.kill, process.pid, signal.SIGTERM)
+        _wait(process, patience_s, has_ended)
+        if has_ended():
+            _wait(process, exit_patience_s, lambda: False)
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             _signal(os.killpg, process.pid, number)
-            _wait(process, EXIT_PATIENCE_S, lambda: False)
+            _wait(process, exit_patience_s, lambda: False)
     return process.wait()
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether a step is on record: before it there is nothing to save."""
+    steps = run_dir / STEPS_FILE
+    return steps.is_file() and steps.stat().st_size > 0
 
 
 def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:

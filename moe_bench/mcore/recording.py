@@ -109,9 +109,11 @@ class Recorder:
         observers: tuple[Observer, ...] = (),
         after_step: Callable[[int], None] = lambda _step: None,
         facts: Mapping[str, object] | None = None,
+        is_told: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`facts`: what the `start` event says besides what Megatron knows."""
+        """`facts`: what the `start` event says besides what Megatron knows. `is_told`: whether to stop, asked each step."""
         self.stop_requested = False
+        self._is_told = is_told
         self._writer, self._meters, self._observers = writer, meters, observers
         self._rank, self._world_size = rank, world_size
         self._after_step = after_step
@@ -275,7 +277,7 @@ class Recorder:
         exchanged = self._exchange.run(
             RankReading(
                 memory_bytes=self._meters.memory_bytes(),
-                stop_requested=self.stop_requested,
+                stop_requested=self.stop_requested or self._is_told(),
                 gpu=self._meters.gpu(),
                 timers_s=timers_s,
             )
@@ -528,7 +530,7 @@ def _layout(args: Any) -> dict[str, int]:
 
 
 def _is_clean_exit(error: BaseException) -> bool:
-    return isinstance(error, SystemExit) and error.code in (None, 0)
+    return isinstance(error, SystemExit) and error.code == 0
 
 
 def _megatron_args() -> Any:

@@ -17,7 +17,7 @@ STEPS_LEFT_FILE = "results/steps-left"
 """There when a signal ended the training with steps left, after a checkpoint where one is saved: requeue."""
 
 STOP_FILE = "results/stop"
-"""There once a job's script has asked its ranks to stop: for those that had not begun to listen for the signal."""
+"""There once the ranks have been asked to stop: rank 0 looks after each step, each rank before the first one."""
 
 LM_LOSS = "lm loss"
 """Megatron's name of the loss that is shown."""

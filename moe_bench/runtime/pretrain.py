@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_bench.errors import MoeBenchError
-from moe_bench.results.records import STEPS_LEFT_FILE
+from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
 from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
 from moe_bench.runtime import resume
@@ -42,11 +42,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         context = rank_context()
         export(context)
-        embedding = prepare(context, argv)
+        train(context, argv, prepare(context, argv))
     except MoeBenchError as error:
         log.error("%s", error)
         return error.exit_code
-    train(context, argv, embedding)
     return 0
 
 
@@ -163,9 +162,13 @@ def _run_megatron(context: RankContext) -> None:
         from moe_bench.mcore import entry  # noqa: PLC0415
 
         entry.train(entry.parse())
-    except (
-        SystemExit
-    ) as leaving:  # Megatron's way out after a signal, --exit-interval or --exit-duration-in-mins
+    except SystemExit as leaving:
+        # With 0 it is Megatron's way out after a signal, --exit-interval or --exit-duration-in-mins. Without a status it
+        # is the way out of its checkpoint loader that could not go on (megatron/training/checkpointing.py, 0.19.2).
+        if leaving.code is None:
+            raise MoeBenchError(
+                "Megatron ended the run by itself; what it said last, above, tells why"
+            ) from leaving
         if leaving.code:
             raise
 
@@ -221,6 +224,7 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
         observers=_mirrors(context, writer),
         after_step=after_step,
         facts={"device": _device_name(embedding)},
+        is_told=(context.run_dir / STOP_FILE).exists if context.rank == 0 else lambda: False,
     )
     profiler.extend(_profilers(context, gauges, recorder))
     try:

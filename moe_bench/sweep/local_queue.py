@@ -42,6 +42,8 @@ from moe_bench.units import format_duration
 
 OUT_OF_MEMORY = ("out of GPU memory", "out of host memory")
 LARGEST_GRACE_S = 60.0
+EXIT_PATIENCE_S = 5.0
+"""How long the processes of a point whose time is over may take to go, each time that they are told."""
 GRACE_SHARE = 0.1
 """Of its RUN_TIME a point has this share, a minute at most, to end once it was asked to: it is gone by its RUN_TIME."""
 
@@ -163,7 +165,7 @@ class LocalQueue:
             status = follow(run_dir, bounded, console=self._console)
         except KeyboardInterrupt:
             self._say("interrupted: stopping the ranks ...")
-            local.stop(process, has_ended=lambda: has_ended(run_dir, started))
+            local.stop(process, run_dir, has_ended=lambda: has_ended(run_dir, started))
             if not has_ended(run_dir, started):
                 close_record(run_dir, INTERRUPTED)
             self._end(self._point(point.number), outcome=INTERRUPTED)
@@ -275,7 +277,7 @@ class Bounded:
         self._run_dir = run_dir
         self._patience_s = grace_s
         self._started_unix_s = time.time()
-        asked_after_s = limit_s - grace_s - 2 * local.EXIT_PATIENCE_S
+        asked_after_s = limit_s - grace_s - 3 * EXIT_PATIENCE_S
         self._deadline_s = time.monotonic() + max(asked_after_s, limit_s / 2)
         self.timed_out = False
         """Whether it had to be asked."""
@@ -288,8 +290,10 @@ class Bounded:
         self.timed_out = True
         return local.stop(
             self._process,
+            self._run_dir,
             has_ended=lambda: has_ended(self._run_dir, self._started_unix_s),
             patience_s=self._patience_s,
+            exit_patience_s=EXIT_PATIENCE_S,
         )
 
 
