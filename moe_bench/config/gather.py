@@ -224,6 +224,7 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
             given[bound] = _on_top(Setting(value=value, origin=origin), given.get(bound))
             knob_table.check(bound, given[bound])
     _default_model_and_cluster(given, request)
+    _refuse_placeholder_secrets(request.environment)
     release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
     given["MCORE_RELEASE_VERSION"] = release
     return given
@@ -261,6 +262,15 @@ def _refuse_placeholder(name: str, setting: Setting) -> None:
         raise ConfigError(
             f"{knob_table.says(name, setting)} still holds the placeholder {match[0]!r}; put your own value there"
         )
+
+
+def _refuse_placeholder_secrets(environment: Mapping[str, str]) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        value = environment.get(name, "")
+        if PLACEHOLDER.fullmatch(value):  # so it is no secret, and may be shown
+            raise ConfigError(
+                f"{name} (environment) still holds the placeholder {value!r}; put your own there, or unset it"
+            )
 
 
 def _for_bash(request: Request, given: Mapping[str, Setting]) -> dict[str, str]:

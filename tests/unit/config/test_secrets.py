@@ -26,3 +26,8 @@ def test_a_conf_may_pass_the_callers_secret_on(tmp_path: Path) -> None:
     project.write(f"{CLUSTERS}/local.conf", "export HF_TOKEN=${HF_TOKEN:-} OTHER_KEY=\n")
     assert b"hunter2" not in project.resolve({"HF_TOKEN": "hunter2"}).to_json()
     assert "HF_TOKEN" not in project.resolve({"HF_TOKEN": "hunter2"}).env
+
+
+def test_a_key_that_is_the_guides_placeholder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"WANDB_API_KEY \(environment\) still holds"):
+        Project(tmp_path).resolve({"WANDB_API_KEY": "your_own_wandb_api_key"})
