@@ -56,14 +56,20 @@ def loaded_steps(run_dir: Path) -> list[int]:
     return [int(str(event.fields["step"])) for event in events(run_dir, "checkpoint_loaded")]
 
 
+def job_log(run_dir: Path, job: str) -> str:
+    """What the job's script has said; nothing before it starts."""
+    path = run_dir / "logs" / f"slurm-{job}.log"
+    return path.read_text() if path.exists() else ""
+
+
 def resumption(cluster: Cluster, job: str, run_dir: Path, timeout_s: float) -> int:
     """The step that the job went on from, as soon as it has; fails when the job ends without."""
     deadline = time.monotonic() + timeout_s
     while not loaded_steps(run_dir):
         ended = cluster.state(job) in ENDED
-        log = (run_dir / "logs" / f"slurm-{job}.log").read_text()
-        assert not ended, f"{cluster.show(job)}\n{log}"
-        assert time.monotonic() < deadline, f"{cluster.show(job)}\n{log}"
+        is_late = time.monotonic() > deadline
+        assert not ended, f"{cluster.show(job)}\n{job_log(run_dir, job)}"
+        assert not is_late, f"{cluster.show(job)}\n{job_log(run_dir, job)}"
         time.sleep(0.5)
     (step,) = loaded_steps(run_dir)
     return step
@@ -83,7 +89,7 @@ def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
     cluster.run("scancel", job)
     assert "TimeLimit=00:01:00" in shown
     assert re.search(r"Restarts=[1-9]", shown), shown
-    log = (run_dir / "logs" / f"slurm-{job}.log").read_text()
+    log = job_log(run_dir, job)
     assert "Slurm is about to end the job (time limit, preemption): asking for a checkpoint" in log
     assert "stopped with steps left: requeueing job" in log
     assert "DUE TO TIME LIMIT" not in log
