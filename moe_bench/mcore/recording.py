@@ -62,19 +62,41 @@ class Observer(Protocol):
 
 
 class LossTap(dict[str, Any]):
-    """Stands in for Megatron's `total_loss_dict` and remembers what each step added to it."""
+    """Stands in for Megatron's `total_loss_dict` and remembers what each step adds to it, to the last bit.
+
+    Megatron's `training_log` (0.17 to 0.19.2) first adds a step's losses to the sums it finds here, then goes through
+    them to print and reset. While it adds, it finds no sum, so that what it sets is the step's own; the sum is kept here.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.step: dict[str, Any] = {}
-        self._sums: dict[str, Any] = {}
+        self._adding = True
+
+    def begin_step(self) -> None:
+        """Megatron is about to add a step's losses."""
+        self.step, self._adding = {}, True
+
+    def __iter__(self) -> Iterator[str]:
+        """Megatron begins to print."""
+        self._adding = False
+        return super().__iter__()
+
+    def __contains__(self, key: object) -> bool:
+        return (not self._is_new(key)) and super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The sum; while a step's losses are added, `default` for one that it has not yet brought."""
+        return default if self._is_new(key) else super().get(key, default)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in _COUNTERS:
-            if key not in self.step:
-                self.step[key] = value - self._sums.get(key, 0.0)
-            self._sums[key] = value.clone()  # Megatron adds to some of them in place
+        if self._is_new(key):
+            self.step[key] = value
+            value = super().get(key, 0.0) + value
         super().__setitem__(key, value)
+
+    def _is_new(self, key: object) -> bool:
+        return self._adding and key not in _COUNTERS and key not in self.step
 
 
 @dataclass
@@ -263,7 +285,7 @@ class Recorder:
         def training_log(*args: Any, **kwargs: Any) -> Any:
             call = signature.bind(*args, **kwargs)
             timers_s = self._read_timers()
-            self._tap.step = {}
+            self._tap.begin_step()
             call.arguments["total_loss_dict"] = self._tap
             result = original(*call.args, **call.kwargs)
             self._remember_timers()
