@@ -552,7 +552,7 @@ def _layout(args: Any) -> dict[str, int]:
 
 
 def _is_clean_exit(error: BaseException) -> bool:
-    return isinstance(error, SystemExit) and error.code == 0
+    return isinstance(error, SystemExit) and error.code in (None, 0)
 
 
 def _megatron_args() -> Any:

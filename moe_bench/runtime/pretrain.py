@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,11 +164,12 @@ def _run_megatron(context: RankContext) -> None:
 
         entry.train(entry.parse())
     except SystemExit as leaving:
-        # With 0 it is Megatron's way out after a signal, --exit-interval or --exit-duration-in-mins. Without a status it
-        # is the way out of its checkpoint loader that could not go on (megatron/training/checkpointing.py, 0.19.2).
-        if leaving.code is None:
+        # Megatron's way out after a signal, --exit-interval, --exit-duration-in-mins or --ckpt-convert-format; and, without
+        # a status, of its checkpoint loader that cannot go on (megatron/training/checkpointing.py, 0.19.2).
+        left_from = traceback.extract_tb(leaving.__traceback__)[-1].filename
+        if leaving.code is None and Path(left_from).name == "checkpointing.py":
             raise MoeBenchError(
-                "Megatron ended the run by itself; what it said last, above, tells why"
+                "Megatron could not read the checkpoint and ended the run; what it said last, above, tells why"
             ) from leaving
         if leaving.code:
             raise
