@@ -86,6 +86,16 @@ class ResolvedRun:
         """Ranks of the whole job: NNODES x GPUS_PER_NODE."""
         return int(self.knobs["NNODES"].value) * int(self.knobs["GPUS_PER_NODE"].value)
 
+    def knob(self, name: str) -> str:
+        """The knob's value, "" when it is unset."""
+        setting = self.knobs.get(name)
+        return setting.value if setting else ""
+
+    def place(self, name: str) -> str:
+        """Where the knob was set, for messages."""
+        setting = self.knobs.get(name)
+        return setting.origin.place if setting else "not set"
+
     def to_json(self) -> bytes:
         """Indented JSON, stable in order."""
         return msgspec.json.format(msgspec.json.encode(self, enc_hook=_encode_path), indent=2)

@@ -48,27 +48,27 @@ def values_of(run: ResolvedRun, *, project: Path) -> Values:
     tree: dict[str, Any] = {
         "name": name,
         "namespace": _label(run, "K8S_NAMESPACE") or "default",
-        "kind": _knob(run, "K8S_KIND") or "Job",
+        "kind": run.knob("K8S_KIND") or "Job",
         "labels": {
             RUN_LABEL: name,
             "moe-bench/model": _LABEL_VALUE.sub("_", run.model)[:63],
         },
         "queue": _label(run, "K8S_QUEUE"),
         "image": _image(run),
-        "imagePullSecret": _knob(run, "K8S_PULL_SECRET"),
+        "imagePullSecret": run.knob("K8S_PULL_SECRET"),
         "nodes": int(run.knobs["NNODES"].value),
         "ranksPerNode": int(run.knobs["GPUS_PER_NODE"].value),
-        "port": int(_knob(run, "MASTER_PORT") or 29500),
+        "port": int(run.knob("MASTER_PORT") or 29500),
         "resources": _resources(run),
         "capabilities": _capabilities(run),
-        "shmGiB": int(_knob(run, "K8S_SHM_GIB") or 64),
+        "shmGiB": int(run.knob("K8S_SHM_GIB") or 64),
         "timeLimitSeconds": _seconds(run),
-        "graceSeconds": int(_knob(run, "SIGNAL_BEFORE_S") or 120),
-        "maxRestarts": int(_knob(run, "MAX_REQUEUES") or 10),
-        "hostNetwork": _knob(run, "K8S_HOST_NETWORK") == "1",
+        "graceSeconds": int(run.knob("SIGNAL_BEFORE_S") or 120),
+        "maxRestarts": int(run.knob("MAX_REQUEUES") or 10),
+        "hostNetwork": run.knob("K8S_HOST_NETWORK") == "1",
         "nodeSelector": _pairs(run, "K8S_NODE_SELECTOR"),
         "tolerations": _tolerations(run),
-        "secret": _knob(run, "K8S_SECRET"),
+        "secret": run.knob("K8S_SECRET"),
         "secretKeys": list(SECRET_KEYS),
         "volumes": volumes,
         "workspace": _workspace(run),
@@ -78,7 +78,7 @@ def values_of(run: ResolvedRun, *, project: Path) -> Values:
         "flags": list(argv(inside)),
         "run": msgspec.json.format(inside.to_json(), indent=-1).decode(),
     }
-    tool = _knob(run, "K8S_TOOL") or "kubectl"
+    tool = run.knob("K8S_TOOL") or "kubectl"
     return Values(tree=tree, header=_header(run), tool=tool, notes=tuple(_off_volume(inside, tree)))
 
 
@@ -102,9 +102,9 @@ _WITHOUT_MEANING = (
 
 def _refuse_slurm_only(run: ResolvedRun) -> None:
     for name, instead in _REFUSED.items():
-        if _knob(run, name):
+        if run.knob(name):
             raise LaunchError(
-                f"{name}={_knob(run, name)} ({_place(run, name)}) is Slurm's and cannot be kept on Kubernetes; "
+                f"{name}={run.knob(name)} ({run.place(name)}) is Slurm's and cannot be kept on Kubernetes; "
                 f"unset it, and use {instead}"
             )
 
@@ -112,8 +112,8 @@ def _refuse_slurm_only(run: ResolvedRun) -> None:
 def without_meaning(run: ResolvedRun) -> Iterator[str]:
     """One line for each knob of Slurm's that is set and does nothing here."""
     for name in _WITHOUT_MEANING:
-        if _knob(run, name):
-            yield f"{name}={_knob(run, name)} ({_place(run, name)}) is Slurm's and does nothing on Kubernetes"
+        if run.knob(name):
+            yield f"{name}={run.knob(name)} ({run.place(name)}) is Slurm's and does nothing on Kubernetes"
 
 
 # Paths
@@ -121,11 +121,11 @@ def without_meaning(run: ResolvedRun) -> Iterator[str]:
 
 def _as_pods_see(run: ResolvedRun, project: Path) -> ResolvedRun:
     """The run with this machine's paths replaced by the pods': its own directory, and the project's folder."""
-    base = _knob(run, "K8S_OUTPUT_PATH")
+    base = run.knob("K8S_OUTPUT_PATH")
     run_dir = Path(base) / run.run_id if base else run.run_dir
     if not run_dir.is_absolute():
         raise LaunchError(
-            f"K8S_OUTPUT_PATH={base} ({_place(run, 'K8S_OUTPUT_PATH')}) is not absolute"
+            f"K8S_OUTPUT_PATH={base} ({run.place('K8S_OUTPUT_PATH')}) is not absolute"
         )
     moved = {
         str(run.run_dir): str(run_dir),
@@ -145,8 +145,8 @@ def _mirrored(run: ResolvedRun) -> dict[str, Setting]:
     """The environment, with W&B on where the key comes from a Secret: common.conf only saw that none is here."""
     env = dict(run.env)
     mode = env.get("WANDB_MODE")
-    if mode is not None and mode.origin.layer == "common" and _knob(run, "K8S_SECRET"):
-        place = Origin(layer="derived", place=f"K8S_SECRET ({_place(run, 'K8S_SECRET')})")
+    if mode is not None and mode.origin.layer == "common" and run.knob("K8S_SECRET"):
+        place = Origin(layer="derived", place=f"K8S_SECRET ({run.place('K8S_SECRET')})")
         env["WANDB_MODE"] = Setting(value="online", origin=place)
     return env
 
@@ -166,7 +166,7 @@ def _move(text: str, moved: dict[str, str]) -> str:
 def _check_on_volume(run: ResolvedRun, inside: ResolvedRun, volumes: list[dict[str, Any]]) -> None:
     if not _covered(inside.run_dir, volumes):
         raise LaunchError(
-            f"the run's directory {inside.run_dir} is on no volume of the pods (K8S_VOLUMES {_place(run, 'K8S_VOLUMES')}), "
+            f"the run's directory {inside.run_dir} is on no volume of the pods (K8S_VOLUMES {run.place('K8S_VOLUMES')}), "
             "so its record and checkpoints would go with them; mount one, for example K8S_VOLUMES=pvc:CLAIM:/work "
             "K8S_OUTPUT_PATH=/work/runs"
         )
@@ -188,7 +188,7 @@ def _covered(path: Path, volumes: list[dict[str, Any]]) -> bool:
 
 
 def _workspace(run: ResolvedRun) -> str:
-    return _knob(run, "K8S_WORKSPACE") or WORKSPACE
+    return run.knob("K8S_WORKSPACE") or WORKSPACE
 
 
 # Values
@@ -198,13 +198,13 @@ def _environment(inside: ResolvedRun) -> dict[str, str]:
     plain = {name: setting.value for name, setting in inside.env.items()}
     plain |= {"MOE_BENCH_RUN_DIR": str(inside.run_dir), "PYTHONPATH": _workspace(inside)}
     for name in ("MEGATRON_PATH", "NVLINK_DOMAIN_SIZE"):
-        if value := _knob(inside, name):
+        if value := inside.knob(name):
             plain[name] = value
     return plain
 
 
 def _profiler(inside: ResolvedRun) -> list[str]:
-    if _knob(inside, "PROFILE") not in {"1", "nsys"} or _on_cpu(inside):
+    if inside.knob("PROFILE") not in {"1", "nsys"} or _on_cpu(inside):
         return []
     return [
         *("nsys", "profile", "--sample=none", "--cpuctxsw=none", "--trace=cuda,nvtx"),
@@ -214,7 +214,7 @@ def _profiler(inside: ResolvedRun) -> list[str]:
 
 
 def _binding(inside: ResolvedRun) -> list[str]:
-    path = _knob(inside, "BINDPCIE_PATH")
+    path = inside.knob("BINDPCIE_PATH")
     return [path] if path else []
 
 
@@ -237,10 +237,10 @@ def _tail(name: str) -> str:
 
 
 def _image(run: ResolvedRun) -> str:
-    image = _knob(run, "CONTAINER_IMAGE").removeprefix("docker://").replace("#", "/")
+    image = run.knob("CONTAINER_IMAGE").removeprefix("docker://").replace("#", "/")
     if not image or image.startswith(("/", ".")) or image.endswith(".sqsh"):
         raise LaunchError(
-            f"CONTAINER_IMAGE={image!r} ({_place(run, 'CONTAINER_IMAGE')}) is not an image that a kubelet can pull; "
+            f"CONTAINER_IMAGE={image!r} ({run.place('CONTAINER_IMAGE')}) is not an image that a kubelet can pull; "
             "set it to REGISTRY/IMAGE:TAG"
         )
     return image
@@ -248,12 +248,12 @@ def _image(run: ResolvedRun) -> str:
 
 def _resources(run: ResolvedRun) -> dict[str, Any]:
     """The node's GPUs, or on a CPU its ranks' cores, and what K8S_RESOURCES adds."""
-    name = _knob(run, "K8S_RESOURCE") or ("cpu" if _on_cpu(run) else "nvidia.com/gpu")
+    name = run.knob("K8S_RESOURCE") or ("cpu" if _on_cpu(run) else "nvidia.com/gpu")
     resources: dict[str, Any] = {name: int(run.knobs["GPUS_PER_NODE"].value)}
     for key, value in _pairs(run, "K8S_RESOURCES").items():
         if not _QUANTITY.match(value):
             raise LaunchError(
-                f"K8S_RESOURCES holds {key}={value} ({_place(run, 'K8S_RESOURCES')}), which is no quantity; "
+                f"K8S_RESOURCES holds {key}={value} ({run.place('K8S_RESOURCES')}), which is no quantity; "
                 "write 8, 500m or 900Gi"
             )
         resources[key] = int(value) if value.isdigit() else value
@@ -263,12 +263,12 @@ def _resources(run: ResolvedRun) -> dict[str, Any]:
 def _capabilities(run: ResolvedRun) -> list[str]:
     """RDMA pins memory; a namespace under the baseline policy would refuse the capability, so others do without."""
     rdma = any("rdma" in name or "hca" in name for name in _pairs(run, "K8S_RESOURCES"))
-    return ["IPC_LOCK"] if rdma or _knob(run, "K8S_HOST_NETWORK") == "1" else []
+    return ["IPC_LOCK"] if rdma or run.knob("K8S_HOST_NETWORK") == "1" else []
 
 
 def _seconds(run: ResolvedRun) -> int:
     """RUN_TIME, in Slurm's [DAYS-]HH:MM:SS, MM:SS or MM."""
-    text = _knob(run, "RUN_TIME") or "00:20:00"
+    text = run.knob("RUN_TIME") or "00:20:00"
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if days:
@@ -287,7 +287,7 @@ def _tolerations(run: ResolvedRun) -> list[dict[str, str]]:
         match = _TOLERATION.match(text)
         if not match:
             raise LaunchError(
-                f"K8S_TOLERATIONS holds {text!r} ({_place(run, 'K8S_TOLERATIONS')}); "
+                f"K8S_TOLERATIONS holds {text!r} ({run.place('K8S_TOLERATIONS')}); "
                 "write key[=value][:NoSchedule|:PreferNoSchedule|:NoExecute]"
             )
         one = {"key": match["key"], "operator": "Exists" if match["value"] is None else "Equal"}
@@ -307,7 +307,7 @@ def _volumes(run: ResolvedRun) -> list[dict[str, Any]]:
                 source = {"hostPath": {"path": path}}
             case _:
                 raise LaunchError(
-                    f"K8S_VOLUMES holds {text!r} ({_place(run, 'K8S_VOLUMES')}); "
+                    f"K8S_VOLUMES holds {text!r} ({run.place('K8S_VOLUMES')}); "
                     "write pvc:CLAIM:/mount or host:/path:/mount"
                 )
         volumes.append({"name": f"volume-{index}", "mountPath": mount, "source": source})
@@ -319,22 +319,20 @@ def _pairs(run: ResolvedRun, name: str) -> dict[str, str]:
     for text in _list(run, name):
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise LaunchError(
-                f"{name} holds {text!r} ({_place(run, name)}), which is not KEY=VALUE"
-            )
+            raise LaunchError(f"{name} holds {text!r} ({run.place(name)}), which is not KEY=VALUE")
         pairs[key] = value
     return pairs
 
 
 def _list(run: ResolvedRun, name: str) -> list[str]:
-    return [part.strip() for part in _knob(run, name).split(",") if part.strip()]
+    return [part.strip() for part in run.knob(name).split(",") if part.strip()]
 
 
 def _label(run: ResolvedRun, name: str) -> str:
-    value = _knob(run, name)
+    value = run.knob(name)
     if value and not _DNS_LABEL.match(value):
         raise LaunchError(
-            f"{name}={value!r} ({_place(run, name)}) is not a DNS label; use lower-case letters, digits and -, at most 63"
+            f"{name}={value!r} ({run.place(name)}) is not a DNS label; use lower-case letters, digits and -, at most 63"
         )
     return value
 
@@ -343,13 +341,3 @@ def _header(run: ResolvedRun) -> str:
     model = _LABEL_VALUE.sub("_", run.model)
     kind = " (a rehearsal, NOT the real model)" if run.rehearsal else ""
     return f"# {model}{kind}, run {run.run_id}; made by moe_bench.\n"
-
-
-def _knob(run: ResolvedRun, name: str) -> str:
-    setting = run.knobs.get(name)
-    return setting.value if setting else ""
-
-
-def _place(run: ResolvedRun, name: str) -> str:
-    setting = run.knobs.get(name)
-    return setting.origin.place if setting else "not set"

@@ -73,7 +73,7 @@ class SlurmLauncher:
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
         """Write the script into the run's directory and hand that file to sbatch. Raises LaunchError with sbatch's words."""
         script = run.run_dir / plan.filename
-        if not _knob(run, "CONTAINER_IMAGE"):
+        if not run.knob("CONTAINER_IMAGE"):
             _check_python(self.python)
         done = _sbatch(["--parsable", str(script)])
         if done.returncode != 0:
@@ -149,7 +149,7 @@ class SlurmLauncher:
         yield "PYTHONPATH", str(self.workspace)
         yield from container.environment
         for name in ("MEGATRON_PATH", "NVLINK_DOMAIN_SIZE"):
-            if value := _knob(run, name):
+            if value := run.knob(name):
                 yield name, value
 
     def _command(self, run: ResolvedRun, container: Container) -> str:
@@ -160,9 +160,9 @@ class SlurmLauncher:
 
 def _notes(run: ResolvedRun) -> Iterator[str]:
     """What the caller may believe of the job, and is not so."""
-    if _knob(run, "CONTAINER_MOUNTS") and not _knob(run, "CONTAINER_IMAGE"):
+    if run.knob("CONTAINER_MOUNTS") and not run.knob("CONTAINER_IMAGE"):
         yield (
-            f"CONTAINER_MOUNTS ({_place(run, 'CONTAINER_MOUNTS')}) does nothing without CONTAINER_IMAGE: "
+            f"CONTAINER_MOUNTS ({run.place('CONTAINER_MOUNTS')}) does nothing without CONTAINER_IMAGE: "
             "the ranks run on the nodes themselves"
         )
     if "--save" not in run.args:
@@ -189,28 +189,28 @@ RUNTIMES = ("pyxis", "apptainer", "docker", "none")
 
 
 def _container(run: ResolvedRun, workspace: Path) -> Container:
-    image = _knob(run, "CONTAINER_IMAGE")
-    runtime = _knob(run, "CONTAINER_RUNTIME") or ("pyxis" if image else "none")
+    image = run.knob("CONTAINER_IMAGE")
+    runtime = run.knob("CONTAINER_RUNTIME") or ("pyxis" if image else "none")
     if runtime not in RUNTIMES:
         raise LaunchError(
-            f"CONTAINER_RUNTIME={runtime} ({_place(run, 'CONTAINER_RUNTIME')}) is not known; use one of {', '.join(RUNTIMES)}"
+            f"CONTAINER_RUNTIME={runtime} ({run.place('CONTAINER_RUNTIME')}) is not known; use one of {', '.join(RUNTIMES)}"
         )
     if runtime == "none":
         return Container(runtime="none")
     if not image:
         raise LaunchError(
-            f"CONTAINER_RUNTIME={runtime} ({_place(run, 'CONTAINER_RUNTIME')}) needs CONTAINER_IMAGE; "
+            f"CONTAINER_RUNTIME={runtime} ({run.place('CONTAINER_RUNTIME')}) needs CONTAINER_IMAGE; "
             "set it to a .sqsh file or an image address, or set CONTAINER_RUNTIME=none"
         )
     mounts = _mounts(run, workspace)
-    workdir = _knob(run, "MEGATRON_PATH") or str(workspace)
+    workdir = run.knob("MEGATRON_PATH") or str(workspace)
     return {"pyxis": _pyxis, "apptainer": _apptainer, "docker": _docker}[runtime](
         run, image, mounts, workdir
     )
 
 
 def _pyxis(run: ResolvedRun, image: str, mounts: tuple[str, ...], workdir: str) -> Container:
-    _check_pyxis_image(image, _place(run, "CONTAINER_IMAGE"))
+    _check_pyxis_image(image, run.place("CONTAINER_IMAGE"))
     options = (
         "--no-container-mount-home",
         f"--container-image={shlex.quote(image)}",
@@ -229,7 +229,7 @@ def _apptainer(run: ResolvedRun, image: str, mounts: tuple[str, ...], workdir: s
 def _docker(run: ResolvedRun, image: str, mounts: tuple[str, ...], workdir: str) -> Container:
     if (nodes := _positive(run, "NNODES", default=1)) != 1:
         raise LaunchError(
-            f"CONTAINER_RUNTIME=docker runs on one node only, and NNODES={nodes} ({_place(run, 'NNODES')}); "
+            f"CONTAINER_RUNTIME=docker runs on one node only, and NNODES={nodes} ({run.place('NNODES')}); "
             "use pyxis or apptainer on several nodes"
         )
     passed = sorted(
@@ -271,15 +271,15 @@ def _check_pyxis_image(image: str, place: str) -> None:
 
 def _mounts(run: ResolvedRun, workspace: Path) -> tuple[str, ...]:
     """The user's mounts, then the project's folder, the run's and MEGATRON_PATH unless a user's mount covers them."""
-    given = [mount for mount in _knob(run, "CONTAINER_MOUNTS").split(",") if mount]
+    given = [mount for mount in run.knob("CONTAINER_MOUNTS").split(",") if mount]
     for mount in given:
         if not _MOUNT.fullmatch(mount):
             raise LaunchError(
-                f"CONTAINER_MOUNTS holds {mount!r} ({_place(run, 'CONTAINER_MOUNTS')}), which is not SRC[:DST[:FLAGS]] with "
+                f"CONTAINER_MOUNTS holds {mount!r} ({run.place('CONTAINER_MOUNTS')}), which is not SRC[:DST[:FLAGS]] with "
                 'absolute paths, free of , : " $ ` \\ and line breaks; link such a folder under a plain name and mount the link'
             )
     own = [str(workspace), str(run.run_dir)]
-    if megatron := _knob(run, "MEGATRON_PATH"):
+    if megatron := run.knob("MEGATRON_PATH"):
         own.append(megatron)
     targets = [(mount.split(":") * 2)[1] for mount in given]
     for path in own:
@@ -310,12 +310,12 @@ def _directives(run: ResolvedRun) -> list[str]:
     lines += [
         f"--{name.lower()}={_word(run, name)}"
         for name in ("ACCOUNT", "PARTITION")
-        if _knob(run, name)
+        if run.knob(name)
     ]
     lines += [
-        f"{option}={_word(run, name)}" for name, option in OPTIONAL_DIRECTIVES if _knob(run, name)
+        f"{option}={_word(run, name)}" for name, option in OPTIONAL_DIRECTIVES if run.knob(name)
     ]
-    if _knob(run, "EXCLUSIVE") != "0":
+    if run.knob("EXCLUSIVE") != "0":
         lines.append("--exclusive")
     return lines
 
@@ -323,11 +323,11 @@ def _directives(run: ResolvedRun) -> list[str]:
 def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
     mpi = (
         _word(run, "SRUN_MPI")
-        if _knob(run, "SRUN_MPI")
+        if run.knob("SRUN_MPI")
         else ("pmix" if container.runtime == "pyxis" else "none")
     )
     log = _log_path(run.run_dir, "rank-%t.log")
-    cores = _knob(run, "CPUS_PER_TASK")
+    cores = run.knob("CPUS_PER_TASK")
     return [
         # srun takes no --cpus-per-task from sbatch since Slurm 22.05
         *([f"--cpus-per-task={_positive(run, 'CPUS_PER_TASK', default=1)}"] if cores else []),
@@ -351,7 +351,7 @@ def _flag_lines(words: Iterable[str]) -> list[str]:
 
 
 def _profiler(run: ResolvedRun) -> tuple[str, ...]:
-    if _knob(run, "PROFILE") not in {"1", "nsys"}:
+    if run.knob("PROFILE") not in {"1", "nsys"}:
         return ()
     output = run.run_dir / "profiles" / "nsys-rank-%q{SLURM_PROCID}"
     return (
@@ -384,48 +384,37 @@ def _directive_lines(directives: Iterable[str]) -> str:
 # Values
 
 
-def _knob(run: ResolvedRun, name: str) -> str:
-    """The knob's value, "" when it is unset."""
-    setting = run.knobs.get(name)
-    return setting.value if setting else ""
-
-
-def _place(run: ResolvedRun, name: str) -> str:
-    setting = run.knobs.get(name)
-    return setting.origin.place if setting else "not set"
-
-
 def _word(run: ResolvedRun, name: str) -> str:
-    value = _knob(run, name)
+    value = run.knob(name)
     if not _WORD.match(value):
         raise LaunchError(
-            f"{name}={value!r} ({_place(run, name)}) cannot stand in an #SBATCH line; "
+            f"{name}={value!r} ({run.place(name)}) cannot stand in an #SBATCH line; "
             "use letters, digits and . _ , @ : + / - only"
         )
     return value
 
 
 def _positive(run: ResolvedRun, name: str, *, default: int) -> int:
-    value = _knob(run, name) or str(default)
+    value = run.knob(name) or str(default)
     if not re.fullmatch(r"[1-9]\d{0,8}", value):
-        raise LaunchError(f"{name}={value} ({_place(run, name)}) is not a positive whole number")
+        raise LaunchError(f"{name}={value} ({run.place(name)}) is not a positive whole number")
     return int(value)
 
 
 def _max_requeues(run: ResolvedRun) -> int:
-    value = _knob(run, "MAX_REQUEUES") or "10"
+    value = run.knob("MAX_REQUEUES") or "10"
     if not re.fullmatch(r"\d{1,4}", value):
         raise LaunchError(
-            f"MAX_REQUEUES={value} ({_place(run, 'MAX_REQUEUES')}) is not a whole number; 0 means never"
+            f"MAX_REQUEUES={value} ({run.place('MAX_REQUEUES')}) is not a whole number; 0 means never"
         )
     return int(value)
 
 
 def _time(run: ResolvedRun) -> str:
-    value = _knob(run, "RUN_TIME") or "00:20:00"
+    value = run.knob("RUN_TIME") or "00:20:00"
     if not _TIME.match(value):
         raise LaunchError(
-            f"RUN_TIME={value!r} ({_place(run, 'RUN_TIME')}) is not Slurm's [DAYS-]HH:MM:SS; write 00:20:00 for 20 minutes"
+            f"RUN_TIME={value!r} ({run.place('RUN_TIME')}) is not Slurm's [DAYS-]HH:MM:SS; write 00:20:00 for 20 minutes"
         )
     return value
 
