@@ -6,7 +6,7 @@ any other run that needs CUDA is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -24,10 +24,11 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...]
     used: str
     reason: str
+    of_te: bool = False
+    """Whether a GPU without Transformer Engine lacks it as well."""
 
 
-_TE = "Transformer Engine"
-_NO_TE = f"{_TE} computes on CUDA only"
+_NO_TE = "Transformer Engine computes on CUDA only"
 FEATURES = (
     Feature(
         flags=(
@@ -47,6 +48,7 @@ FEATURES = (
         ),
         used="bf16 (or fp32 with PR=fp32)",
         reason="a CPU has no FP8 or FP4 matrix units and " + _NO_TE,
+        of_te=True,
     ),
     Feature(
         flags=(
@@ -58,6 +60,7 @@ FEATURES = (
         ),
         used="optimizer states in fp32",
         reason="low-precision optimizer states need Transformer Engine's FusedAdam",
+        of_te=True,
     ),
     Feature(
         flags=(
@@ -83,6 +86,7 @@ FEATURES = (
         ),
         used="the same operations, unfused",
         reason=_NO_TE,
+        of_te=True,
     ),
     Feature(
         flags=(
@@ -97,6 +101,7 @@ FEATURES = (
         ),
         used="no graphs",
         reason="CUDA graphs need CUDA",
+        of_te=True,
     ),
     Feature(
         flags=(
@@ -108,6 +113,7 @@ FEATURES = (
         ),
         used="communication that waits",
         reason="it runs on a CUDA stream beside the computation",
+        of_te=True,
     ),
     Feature(
         flags=(
@@ -118,8 +124,9 @@ FEATURES = (
             "--fine-grained-activation-offloading",
             "--offload-modules",
         ),
-        used="nothing: all memory is the host's already",
+        used="no offloading",
         reason="there is no GPU memory to relieve",
+        of_te=True,
     ),
     Feature(
         flags=("--use-flash-attn", "--attention-backend"),
@@ -162,6 +169,7 @@ def for_machine(
     `asked`: MOE_BENCH_DEVICE of the caller. Raises ConfigError for a run that is neither Tiny nor a rehearsal.
     """
     if machine.device == "cuda":
+        run = run if machine.nsys else _without_nsys(run)
         if not machine.transformer_engine:
             return _without_transformer_engine(run, knows)
         return run if machine.apex else _without_apex(run)
@@ -188,6 +196,16 @@ def for_machine(
     )
 
 
+def _without_nsys(run: ResolvedRun) -> ResolvedRun:
+    changed = _Changes(run)
+    if "--profile" in run.args and "--use-pytorch-profiler" not in run.args:
+        changed.add("--use-pytorch-profiler", "true")
+        changed.announce("Nsight Systems", "PyTorch's profiler", "nsys is not on PATH here")
+    return replace(
+        run, args=changed.args, substitutions=(*run.substitutions, *changed.substitutions)
+    )
+
+
 _FUSION = "--no-gradient-accumulation-fusion"
 
 
@@ -209,10 +227,11 @@ def _without_apex(run: ResolvedRun) -> ResolvedRun:
 def _without_transformer_engine(run: ResolvedRun, knows: Callable[[str], bool]) -> ResolvedRun:
     """A GPU without Transformer Engine: torch's own operations under NCCL, each thing left out announced."""
     changed = _Changes(run)
+    absent = "Transformer Engine is not installed here"
     for feature in FEATURES:
-        if _TE in feature.reason:
-            changed.leave_out(feature)
-    changed.use_plain_layers("Transformer Engine is not installed here")
+        if feature.of_te:
+            changed.leave_out(msgspec.structs.replace(feature, reason=absent))
+    changed.use_plain_layers(absent)
     for flag in _OFF:
         if knows(flag):
             changed.add(flag, "true")
@@ -332,8 +351,3 @@ def _asked(args: dict[str, Setting], flags: list[str]) -> str:
 
 def _spelled(flag: str, setting: Setting) -> str:
     return flag if setting.value == "true" else f"{flag} {setting.value}"
-
-
-def missing_features(run: ResolvedRun) -> Iterator[Feature]:
-    """Features of the run that a machine without CUDA would leave out."""
-    return (feature for feature in FEATURES if any(flag in run.args for flag in feature.flags))

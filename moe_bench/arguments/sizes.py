@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import msgspec
 
 from moe_bench.config.knobs import BOUND, KNOBS, says, whole
 from moe_bench.config.machine import Machine
-from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting
+from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError
 from moe_bench.topology import pipeline
 from moe_bench.topology.layer_pattern import layer_pattern
@@ -69,17 +70,63 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str]) -> ResolvedRun:
-    """NNODES and GPUS_PER_NODE of this machine where the caller did not say: one node, as many ranks as the layout needs."""
+    """NNODES and GPUS_PER_NODE of this machine where the caller did not say: one node, as many ranks as the layout needs.
+
+    A model that is made for GPUs gets all of them; a Tiny preset or a rehearsal as many as on a CPU, if there are so many.
+    """
+    if machine.device == "cuda":
+        run = _on_fewer_gpus(run, machine.gpus)
     sizes = Sizes.of(run)
     nodes = _local("NNODES", "1", "this machine", run, given)
     if machine.device == "cuda":
-        ranks = _local("GPUS_PER_NODE", str(machine.gpus), "GPUs of this machine", run, given)
+        count, why = _gpu_ranks(run, machine.gpus, sizes.smallest_world)
+        ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
+        if int(ranks.value) < machine.gpus:
+            used = f"{ranks.value} of this machine's {machine.gpus} GPUs are used ({ranks.origin.place})"
+            all_of_them = f"GPUS_PER_NODE={machine.gpus} takes all, with a GBS to match"
+            run = replace(run, notes=(*run.notes, f"{used}; {all_of_them}"))
     else:
         fewest = sizes.smallest_world
         count, why = _preset_ranks(run, fewest)
         ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
         _refuse_too_many(run, ranks, sizes)
     return replace(run, knobs={**run.knobs, "NNODES": nodes, "GPUS_PER_NODE": ranks})
+
+
+def _on_fewer_gpus(run: ResolvedRun, gpus: int) -> ResolvedRun:
+    """A Tiny preset whose own EP needs more GPUs than there are, with the EP that they hold."""
+    asked, knob = run.args.get(SIZE_FLAGS["ep"]), run.knobs.get("EP")
+    fewest = Sizes.of(run).smallest_world
+    is_own = knob is not None and knob.origin.layer not in ("environment", "flag")
+    if asked is None or knob is None or not is_own or asked.value != knob.value:
+        return run
+    if not run.model.startswith("Tiny-") or fewest <= gpus:
+        return run
+    fitting = math.gcd(int(knob.value), gpus)
+    held = "this machine has 1 GPU" if gpus == 1 else f"this machine has {gpus} GPUs"
+    said = Substitution(asked=says("EP", knob), used=f"EP={fitting}", reason=held)
+    origin = Origin(layer="derived", place=held)
+    lost = (Overridden(value=knob.value, origin=knob.origin),)
+    setting = Setting(value=str(fitting), origin=origin, overrode=lost)
+    return replace(
+        run,
+        args={**run.args, SIZE_FLAGS["ep"]: setting},
+        knobs={**run.knobs, "EP": setting},
+        substitutions=(*run.substitutions, said),
+    )
+
+
+def _gpu_ranks(run: ResolvedRun, gpus: int, fewest: int) -> tuple[int, str]:
+    if run.rehearsal and fewest > gpus:
+        raise ConfigError(
+            f"the rehearsal's layout needs {fewest} ranks, and this machine has {gpus} GPU{'s' * (gpus > 1)}; "
+            f"set REHEARSE_RANKS={gpus}, or MOE_BENCH_DEVICE=cpu to rehearse on the CPU"
+        )
+    if run.rehearsal or run.model.startswith("Tiny-"):
+        count, why = _preset_ranks(run, fewest)
+        if count <= gpus:
+            return count, why
+    return gpus, "GPUs of this machine"
 
 
 def _preset_ranks(run: ResolvedRun, fewest: int) -> tuple[int, str]:

@@ -49,6 +49,8 @@ class Request:
     """True for this machine: one node, and what it cannot do is replaced or refused."""
     must_name: bool = False
     """True where MODEL and CLUSTER have no defaults: a submission to a scheduler."""
+    device: str | None = None
+    """cpu or cuda: what the run will compute on, for the .conf files (MOE_BENCH_DEVICE); None where nobody has looked."""
     demo_prefix: Path | None = None
     """Where the demo corpus is or will be; None where there is none (a cluster)."""
     varied: frozenset[str] = frozenset()
@@ -277,6 +279,8 @@ def _for_bash(request: Request, given: Mapping[str, Setting]) -> dict[str, str]:
     environment = dict(request.environment)
     environment["WORKSPACE"] = str(request.project)
     environment.setdefault("MEGATRON_PATH", "")
+    if request.device is not None:
+        environment["MOE_BENCH_DEVICE"] = request.device
     environment |= {name: setting.value for name, setting in given.items()}
     return environment
 

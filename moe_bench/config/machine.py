@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the interpreter that will run the ranks has Transformer Engine."""
     apex: bool = True
     """Whether it has Apex's kernel that adds a weight's gradient to its fp32 sum."""
+    nsys: bool = True
+    """Whether Nsight Systems is on PATH."""
 
 
 def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Machine:
@@ -38,6 +41,7 @@ def probe(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> Ma
         cores=len(os.sched_getaffinity(0)),
         transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
         apex=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        nsys=shutil.which("nsys") is not None,
     )
 
 

@@ -85,6 +85,7 @@ class Project:
         machine: Machine = GPUS,
         local: bool = False,
         demo_prefix: Path | None = None,
+        device: str | None = None,
     ) -> ResolvedRun:
         request = Request(
             environment={
@@ -97,6 +98,7 @@ class Project:
             project=self.root,
             local=local,
             demo_prefix=demo_prefix,
+            device=device,
         )
         return resolve_run(request, machine, Identity(run_id="run"))
 

@@ -55,8 +55,26 @@ def test_each_profile_has_its_profiler_on_a_cpu_and_says_what_it_is(asked: str, 
         assert steps == ["4", "6"]
 
 
+@pytest.mark.parametrize("asked", ["1", "nsys"])
+def test_a_gpu_machine_without_nsys_profiles_with_torch_and_says_so(asked: str) -> None:
+    machine = Machine(device="cuda", gpus=2, cores=2, nsys=False)
+    given = {"MODEL": "Tiny-Mixtral", "PROFILE": asked}
+    run = repository().resolve(given, ["--mock-data"], machine=machine, local=True)
+    assert {"--profile", "--use-pytorch-profiler"} <= run.args.keys()
+    assert [one.used for one in run.substitutions] == ["PyTorch's profiler"]
+
+
+def test_a_gpu_without_transformer_engine_is_told_what_it_lacks_not_what_a_cpu_does() -> None:
+    asked = {"--fp8-format": "e4m3", "--tp-comm-overlap": "true", "--moe-router-fusion": "true"}
+    machine = Machine(device="cuda", gpus=1, cores=2, transformer_engine=False)
+    run = cpu.for_machine(make_run(args=asked), machine, asked=None, knows=lambda _: True)
+    assert not run.args.keys() & asked.keys()
+    reasons = {one.reason for one in run.substitutions}
+    assert reasons == {"Transformer Engine is not installed here"}
+
+
 def test_a_gpu_profiles_with_megatrons_own_flags() -> None:
-    given = {"MODEL": "Tiny-Mixtral", "PROFILE": "torch", "GBS": "32"}
+    given = {"MODEL": "Tiny-Mixtral", "PROFILE": "torch"}
     run = repository().resolve(given, ["--mock-data"], machine=GPUS, local=True)
     assert "MOE_BENCH_PROFILE" not in run.env
     assert {"--profile", "--use-pytorch-profiler"} <= run.args.keys()

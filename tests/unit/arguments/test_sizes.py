@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from moe_bench.arguments.sizes import pipeline_of
+from moe_bench.config.machine import Machine
 from moe_bench.errors import ConfigError
-from tests.support.projects import Project
+from tests.support.projects import GPUS, Project, repository
 
 
 @pytest.fixture
@@ -111,3 +112,54 @@ def test_uneven_stages_hold_what_was_asked(project: Project) -> None:
     run = project.resolve({"PP": "4", "NUM_LAYERS": "9", "PP_FIRST": "2", "PP_LAST": "1"})
     stages = pipeline_of(run)
     assert [len(stages.layers_of_rank(rank)) for rank in range(4)] == [2, 3, 3, 1]
+
+
+TINY = ("Tiny-Qwen3", "Tiny-Mixtral", "Tiny-DeepSeek-V3")
+ONE_GPU = Machine(device="cuda", gpus=1, cores=8)
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_a_tiny_preset_trains_on_one_gpu_and_says_what_it_gave_up(model: str) -> None:
+    run = repository().resolve({"MODEL": model}, ["--mock-data"], machine=ONE_GPU, local=True)
+    assert run.world_size == 1
+    assert run.knobs["EP"].value == run.args["--expert-model-parallel-size"].value == "1"
+    assert [(one.used, one.reason) for one in run.substitutions] == [
+        ("EP=1", "this machine has 1 GPU")
+    ]
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_a_tiny_preset_keeps_its_layout_on_many_gpus_and_says_how_many_it_uses(model: str) -> None:
+    run = repository().resolve({"MODEL": model}, ["--mock-data"], machine=GPUS, local=True)
+    assert (run.world_size, run.knobs["EP"].value, run.substitutions) == (2, "2", ())
+    (note,) = (note for note in run.notes if "GPUs are used" in note)
+    assert note.startswith("2 of this machine's 8 GPUs")
+
+
+def test_an_ep_that_the_user_gave_is_not_lowered_to_fit_one_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"EP=2 \(environment\)"):
+        repository().resolve(
+            {"MODEL": "Tiny-Qwen3", "EP": "2"}, ["--mock-data"], machine=ONE_GPU, local=True
+        )
+
+
+def test_a_model_for_gpus_gets_all_of_them() -> None:
+    given = {"MODEL": "Qwen3-30B-A3B"}
+    run = repository().resolve(given, ["--mock-data"], machine=GPUS, local=True)
+    assert run.world_size == 8
+
+
+def test_a_rehearsal_that_needs_more_gpus_than_there_are_names_the_ways_out() -> None:
+    given = {"MODEL": "DeepSeek-V3", "REHEARSE": "1"}
+    with pytest.raises(ConfigError, match="REHEARSE_RANKS=1, or MOE_BENCH_DEVICE=cpu"):
+        repository().resolve(given, ["--mock-data"], machine=ONE_GPU, local=True)
+    run = repository().resolve(given, ["--mock-data"], machine=GPUS, local=True)
+    assert run.world_size == 4
+
+
+@pytest.mark.parametrize(("device", "is_bf16"), [("cpu", False), ("cuda", True), (None, False)])
+def test_a_tiny_presets_precision_is_its_devices(device: str | None, is_bf16: bool) -> None:
+    run = repository().resolve({"MODEL": "Tiny-Qwen3"}, ["--mock-data"], device=device)
+    assert ("--bf16" in run.args) == is_bf16
+    asked = repository().resolve({"MODEL": "Tiny-Qwen3", "PR": "fp32"}, device=device)
+    assert "--bf16" not in asked.args
