@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from moe_bench.arguments.corpus import SOURCES, names_tokenizer
 from moe_bench.arguments.sizes import SIZE_FLAGS
 from moe_bench.config.knobs import whole
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
@@ -48,7 +49,7 @@ def rehearse(run: ResolvedRun) -> ResolvedRun:
     changes: Changes = {SIZE_FLAGS[name]: str(size) for name, size in sizes.items()}
     changes |= _network(asked) | _attention(asked) | _experts(asked)
     changes |= _layers(asked, stages)
-    changes |= _batch(asked, sizes) | _training(asked) | _data(asked)
+    changes |= _batch(asked, sizes) | _training(asked) | _data(asked, run)
     if asked.has("--wandb-exp-name"):
         changes["--wandb-exp-name"] = f"REHEARSAL-{asked.text('--wandb-exp-name')}"
     kept = {flag: value for flag, value in changes.items() if _matters(flag, value, run.args)}
@@ -368,12 +369,11 @@ def _training(asked: _Asked) -> Changes:
     return changes
 
 
-_DATA = ("--data-path", "--train-data-path", "--data-args-path", "--per-split-data-args-path")
-
-
-def _data(asked: _Asked) -> Changes:
-    """Without the run's own data, the vocabulary of bytes."""
-    if any(asked.has(flag) for flag in _DATA) or not asked.has("--vocab-size"):
+def _data(asked: _Asked, run: ResolvedRun) -> Changes:
+    """Without the run's own data, or a tokenizer to make mock ones with, the vocabulary of bytes."""
+    if any(asked.has(flag) for flag in SOURCES) or not asked.has("--vocab-size"):
+        return {}
+    if asked.has("--mock-data") and names_tokenizer(run):
         return {}
     return {"--vocab-size": "257", "--make-vocab-size-divisible-by": "64"}
 

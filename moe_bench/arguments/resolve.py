@@ -88,7 +88,7 @@ def resolve_gathered(
         run = _for_this_machine(run, machine, request, flags)
     elif machine.device == "cpu" and request.environment.get("MOE_BENCH_DEVICE") == "cpu":
         run = cpu.for_machine(run, machine, asked="cpu", knows=flags.knows)  # nodes without GPUs
-    return _checked(run, flags, request)
+    return _checked(corpus.with_ids_alone(run, flags.knows), flags, request)
 
 
 def _for_this_machine(
