@@ -36,6 +36,12 @@ class CheckpointError(MoeBenchError):
     """A checkpoint cannot be read, written or trusted."""
 
 
+class Interrupted(MoeBenchError):  # noqa: N818 - it is no error
+    """The user stopped it; what is done so far is kept."""
+
+    exit_code = 130
+
+
 class MissingExtraError(MoeBenchError):
     """An optional package is needed for what was asked."""
 

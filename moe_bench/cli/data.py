@@ -99,8 +99,9 @@ def prepare(**options: Any) -> None:
     from moe_bench.data.progress import Meter
 
     preparation = _preparation(options)
-    sizes = [source.size for source in preparation.inputs.sources]
-    with Meter(total_raw_bytes=sum(sizes) if all(sizes) else None) as meter:
+    sources = preparation.inputs.sources
+    known = all(source.path for source in sources)
+    with Meter(total_raw_bytes=sum(s.size for s in sources) if known else None) as meter:
         prepared = make(preparation, meter)
     if options["as_json"]:
         click.echo(json.dumps(prepared.manifest))

@@ -14,6 +14,7 @@ type TextMode = Literal["file", "paragraph", "line"]
 
 UNIT_BYTES = 1 << 20
 """A unit of work is cut at the first document end after about this much text."""
+CUT_OFF = "source damaged or cut off"
 BOM = b"\xef\xbb\xbf"
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 LEADING_BLANK_LINES = re.compile(r"(?:[ \t]*\n)*")
@@ -123,7 +124,7 @@ class _Cutter:
             self._problems.append(
                 Problem(
                     line=self._line + self._buffer.count(b"\n"),
-                    reason="source damaged or cut off",
+                    reason=CUT_OFF,
                     detail=str(cut_off),
                 )
             )
@@ -321,10 +322,10 @@ def _json_document(line: int, raw: bytes, rules: DocumentRules) -> Document | Pr
     except UnicodeDecodeError as error:
         return _bad_utf8(line, error)
     except (ValueError, RecursionError) as error:
-        return Problem(line=line, reason="not JSON", detail=str(error))
+        return Problem(line=line, reason="not JSON", detail=f"{error}{_array_hint(raw)}")
     if not isinstance(value, dict):
         detail = f"a {type(value).__name__} where an object with {rules.json_keys[0]!r} must be"
-        return Problem(line=line, reason="not a JSON object", detail=detail)
+        return Problem(line=line, reason="not a JSON object", detail=f"{detail}{_array_hint(raw)}")
     texts: list[tuple[str, ...]] = []
     for key in rules.json_keys:
         found = _text_of(line, value, key)
@@ -332,6 +333,12 @@ def _json_document(line: int, raw: bytes, rules: DocumentRules) -> Document | Pr
             return found
         texts.append(found)
     return Document(line=line, texts=tuple(texts))
+
+
+def _array_hint(raw: bytes) -> str:
+    if not raw.lstrip().startswith(b"["):
+        return ""
+    return "; where the file is one array, `jq -c '.[]' FILE` writes its objects one a line"
 
 
 def _text_of(line: int, value: dict[str, object], key: str) -> tuple[str, ...] | Problem:

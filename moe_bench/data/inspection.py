@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_bench.data.indexed import IndexedDataset, index_path, open_dataset, tokens_path
-from moe_bench.data.manifest import file_sha256, read_manifest
+from moe_bench.data.manifest import entry_of, file_sha256, manifest_of
 from moe_bench.data.tokenizer import Tokenizer, load_tokenizer
 from moe_bench.errors import DataError
 
@@ -40,7 +40,7 @@ class Inspection:
 def inspect_dataset(prefix: Path, *, tokenizer: str | None, first: int, verify: bool) -> Inspection:
     """Raises DataError where a file is damaged, cut off or not the one the manifest describes."""
     dataset = open_dataset(prefix)
-    manifest = read_manifest(prefix)
+    manifest = manifest_of(prefix)
     if verify:
         _verify(prefix, manifest)
     known = _tokenizer(tokenizer, manifest)
@@ -69,16 +69,14 @@ def inspect_dataset(prefix: Path, *, tokenizer: str | None, first: int, verify: 
 
 
 def _verify(prefix: Path, manifest: dict[str, Any] | None) -> None:
-    if manifest is None:
+    entry = entry_of(manifest, prefix) if manifest is not None else None
+    if entry is None:
         raise DataError(f"{prefix}.json: --verify needs the manifest, which is missing")
-    entries = [one for one in manifest["outputs"].values() if one["prefix"] == prefix.name]
-    if not entries:
-        raise DataError(f"{prefix}.json: does not describe {prefix.name}")
     for path, key in ((tokens_path(prefix), "bin_sha256"), (index_path(prefix), "idx_sha256")):
         found = file_sha256(path)
-        if found != entries[0][key]:
+        if found != entry[key]:
             raise DataError(
-                f"{path}: SHA-256 is {found}, where the manifest says {entries[0][key]}: damaged; prepare it again"
+                f"{path}: SHA-256 is {found}, where the manifest says {entry[key]}: damaged; prepare it again"
             )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a manifest is read without numpy
     from moe_bench.data.tokenizer import TokenizerFacts
 
 FORMAT = 1
+_HEAD = b'{\n  "format": '
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -33,6 +34,35 @@ def read_manifest(prefix: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of format {FORMAT}; prepare the data again")
     return value
+
+
+def manifest_of(prefix: Path) -> dict[str, Any] | None:
+    """The manifest that describes a dataset: its own, or the one it shares with other keys (`PREFIX_KEY_document`)."""
+    own = read_manifest(prefix)
+    if own is not None:
+        return own
+    parts = prefix.name.removesuffix("_document").split("_")
+    for end in range(len(parts) - 1, 0, -1):
+        shared = prefix.with_name("_".join(parts[:end]) or "_")
+        manifest = read_manifest(shared) if _looks_like_one(manifest_path(shared)) else None
+        if manifest is not None and entry_of(manifest, prefix) is not None:
+            return manifest
+    return None
+
+
+def _looks_like_one(path: Path) -> bool:
+    """A file of that name may as well be the text that the data was made of."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_HEAD)) == _HEAD
+    except OSError:
+        return False
+
+
+def entry_of(manifest: Mapping[str, Any], prefix: Path) -> dict[str, Any] | None:
+    """What a manifest says about one dataset's files; None when it does not describe them."""
+    outputs = manifest["outputs"].values()
+    return next((entry for entry in outputs if entry["prefix"] == prefix.name), None)
 
 
 def tokenizer_entry(facts: TokenizerFacts) -> dict[str, Any]:

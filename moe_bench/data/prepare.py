@@ -16,11 +16,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from moe_bench.data.documents import Unit, units_of
+from moe_bench.data.documents import CUT_OFF, Unit, units_of
 from moe_bench.data.encode import (
     EncodedUnit,
     Encoder,
@@ -41,18 +41,14 @@ from moe_bench.data.manifest import (
 from moe_bench.data.sources import Inputs, Source, opened
 from moe_bench.data.store import PartialStore, Progress, sync_folder, write_aside, write_error
 from moe_bench.data.tokenizer import Tokenizer, load_tokenizer, single_threaded_tokenizers
-from moe_bench.errors import DataError
+from moe_bench.errors import DataError, Interrupted
 
 COMMIT_INTERVAL_S = 1.0
 """A crash costs at most this much finished work."""
+SOURCES = "sources.sha256"
+"""Stream of the hashes of the sources that were read to their end, in order."""
 UNITS_AHEAD_PER_WORKER = 2
 """Units cut before their turn: keeps workers busy, and memory bounded when the disk is slow."""
-
-
-class Interrupted(DataError):  # noqa: N818 - it is no error
-    """The user stopped it; what is stored so far is kept."""
-
-    exit_code = 130
 
 
 class Watcher(Protocol):
@@ -111,6 +107,7 @@ def prepare(preparation: Preparation, watcher: Watcher) -> Prepared:
     single_threaded_tokenizers()
     tokenizer = load_tokenizer(preparation.rules.tokenizer)
     _check_eod(preparation, tokenizer)
+    _check_targets(preparation)
     plan = _plan(preparation, tokenizer)
     if preparation.restart:
         shutil.rmtree(preparation.partial, ignore_errors=True)
@@ -138,6 +135,24 @@ def _check_eod(preparation: Preparation, tokenizer: Tokenizer) -> None:
             f"--append-eod: the tokenizer {preparation.rules.tokenizer} names no end token; "
             "name one (eos_token in tokenizer_config.json), or leave --append-eod out"
         )
+
+
+def _check_targets(preparation: Preparation) -> None:
+    """`prepare corpus.json --output corpus` would put its manifest over its text."""
+    prefixes = [preparation.prefix_of(key) for key in preparation.rules.documents.json_keys]
+    targets = [file(prefix) for prefix in prefixes for file in (tokens_path, index_path)]
+    targets += [manifest_path(preparation.output), _skipped_path(preparation.output)]
+    written = {target.resolve(): target for target in targets}
+    for source in preparation.inputs.sources:
+        target = written.get(source.path.resolve()) if source.path is not None else None
+        if target is not None:
+            raise DataError(
+                f"--output {preparation.output}: would write over the input {target}; name another"
+            )
+
+
+def _skipped_path(output: Path) -> Path:
+    return output.with_name(output.name + ".skipped.jsonl")
 
 
 def _plan(preparation: Preparation, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -190,21 +205,21 @@ def _fingerprint(plan: dict[str, Any]) -> str:
 def _streams(preparation: Preparation) -> tuple[str, ...]:
     keys = range(len(preparation.rules.documents.json_keys))
     kinds = ("bin", "lengths", "documents")
-    return (*(f"{key}.{kind}" for key in keys for kind in kinds), "skipped.jsonl")
+    return (*(f"{key}.{kind}" for key in keys for kind in kinds), "skipped.jsonl", SOURCES)
 
 
 def _encode_all(
     preparation: Preparation, tokenizer: Tokenizer, store: PartialStore, watcher: Watcher
 ) -> None:
     """Append every unit that is not stored yet."""
-    sources = preparation.inputs.sources
+    before = [0, *accumulate(source.size for source in preparation.inputs.sources)]
     committed_at = time.monotonic()
     try:
         with _encoders(preparation, tokenizer) as encode:
             for unit, pending in _in_order(_units_left(preparation, store), encode, preparation):
                 _append(preparation, store, unit, pending())
-                before = sum(source.size for source in sources[: unit.source_index])
-                watcher.advance(store.progress, raw_bytes=before + unit.raw_position)
+                raw_bytes = before[unit.source_index] + unit.raw_position
+                watcher.advance(store.progress, raw_bytes=raw_bytes)
                 if time.monotonic() - committed_at >= COMMIT_INTERVAL_S:
                     store.commit()
                     committed_at = time.monotonic()
@@ -220,7 +235,7 @@ def _encode_all(
 
 def _units_left(preparation: Preparation, store: PartialStore) -> Iterator[Unit]:
     """Units after the stored ones. A source that was read to its end is not opened again."""
-    finished = len(store.progress.source_sha256)
+    finished = store.progress.sources
     stored, stored_crc = store.progress.source_units, store.progress.crc32
     for source_index, source in enumerate(preparation.inputs.sources[finished:], start=finished):
         units = _units_of_source(source_index, source, preparation)
@@ -288,6 +303,8 @@ def _append(
     source = preparation.inputs.sources[unit.source_index]
     progress = store.progress
     for problem in encoded.problems:
+        if not preparation.skip_problems and problem.reason == CUT_OFF:
+            raise DataError(problem.detail)
         if not preparation.skip_problems:
             raise DataError(
                 f"{source.name}:{problem.line}: {problem.reason}: {problem.detail}; "
@@ -310,7 +327,8 @@ def _append(
     progress.source_units += 1
     progress.crc32 = zlib.crc32(unit.data, progress.crc32)
     if unit.source_sha256 is not None:
-        progress.source_sha256.append(unit.source_sha256)
+        store.append(SOURCES, f"{unit.source_sha256}\n".encode())
+        progress.sources += 1
         progress.source_units, progress.crc32 = 0, 0
 
 
@@ -345,7 +363,7 @@ def _finish(
                 "bin_sha256": file_sha256(tokens),
                 "idx_sha256": file_sha256(aside),
             }
-        manifest = _manifest(preparation, tokenizer, store.progress, plan, outputs)
+        manifest = _manifest(preparation, tokenizer, store, plan, outputs)
         _put_in_place(preparation, store, to_bytes(manifest))
         store.remove()
     except OSError as error:
@@ -375,7 +393,7 @@ def _put_in_place(preparation: Preparation, store: PartialStore, manifest: bytes
         if store.path(f"{number}.bin").exists():
             index_path(prefix).unlink(missing_ok=True)  # never an old index beside new tokens
             store.path(f"{number}.bin").replace(tokens_path(prefix))
-    skipped = preparation.output.with_name(preparation.output.name + ".skipped.jsonl")
+    skipped = _skipped_path(preparation.output)
     if store.progress.skips:
         if store.path("skipped.jsonl").exists():
             store.path("skipped.jsonl").replace(skipped)
@@ -390,11 +408,12 @@ def _put_in_place(preparation: Preparation, store: PartialStore, manifest: bytes
 def _manifest(
     preparation: Preparation,
     tokenizer: Tokenizer,
-    progress: Progress,
+    store: PartialStore,
     plan: dict[str, Any],
     outputs: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    sources = zip(plan["sources"], progress.source_sha256, strict=True)
+    progress = store.progress
+    sources = zip(plan["sources"], store.path(SOURCES).read_text().split(), strict=True)
     return {
         "format": FORMAT,
         "tokenizer": tokenizer_entry(tokenizer.facts),

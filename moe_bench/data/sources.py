@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -110,9 +111,13 @@ def _in_folder(folder: Path, form: Form | None) -> tuple[list[Source], list[str]
 
 def _file_source(path: Path, form: Form | None) -> Source:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(
+                f"{path}: is a pipe or a device, which cannot be looked at before it is read; feed it to - with --format"
+            )
         with path.open("rb") as stream:
             stream.read(1)
-        status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     found = form or _known_form(path)

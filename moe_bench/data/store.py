@@ -38,8 +38,8 @@ class Progress:
     """Of that source's text so far: tells a resumed run that its input is still the same."""
     skips: dict[str, int] = field(default_factory=dict)
     """Documents left out, by reason."""
-    source_sha256: list[str] = field(default_factory=list)
-    """Of each source that was read to its end, in order."""
+    sources: int = 0
+    """Read to their end."""
     complete: bool = False
     """All sources were read to their end."""
 

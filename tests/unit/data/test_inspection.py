@@ -83,6 +83,17 @@ def test_damage_is_found_and_named(data: Data, prefix: Path, damage: Callable[[P
     assert str(path) in str(result.exception)
 
 
+def test_a_dataset_of_several_keys_finds_the_manifest_they_share(data: Data, tmp_path: Path):
+    source = tmp_path / "my_data.jsonl"
+    source.write_text('{"the_text": "one", "n": "two"}\n')
+    keys = ("--json-key", "the_text", "--json-key", "n", "--tokenizer", "bytes")
+    data("prepare", source, *keys, "--output", tmp_path / "my_data")
+    (tmp_path / "my.json").write_text('{"text": "another file"}\n')
+    found = data("inspect", tmp_path / "my_data_the_text_document", "--verify")
+    assert "sizes, offsets and hashes agree" in found.output
+    assert "first text: 'one'" in found.output
+
+
 def test_a_flipped_token_is_found_by_its_hash(data: Data, prefix: Path):
     path = Path(f"{prefix}.bin")
     raw = bytearray(path.read_bytes())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,13 @@ import pytest
 import zstandard
 from click.testing import Result
 
-from moe_bench.data import documents as documents_module, sources as sources_module
+from moe_bench.data import (
+    documents as documents_module,
+    prepare as prepare_module,
+    sources as sources_module,
+)
 from moe_bench.data.indexed import open_dataset
+from moe_bench.data.store import PartialStore
 
 type Data = Callable[..., Result]
 
@@ -238,6 +245,47 @@ def test_unreadable_and_missing_inputs_are_named(data: Data, jsonl: Path, tmp_pa
     odd.write_bytes(b"PAR1")
     assert "--format" in error_of(prepare(data, odd, output=tmp_path / "o"))
     assert "no document" in error_of(prepare(data, _blank(tmp_path), output=tmp_path / "o"))
+
+
+def test_a_pipe_given_as_a_file_loses_nothing_unseen(data: Data, tmp_path: Path):
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    message = error_of(prepare(data, pipe, output=tmp_path / "o"))
+    assert f"{pipe}: is a pipe or a device" in message
+    assert "--format" in message
+
+
+def test_the_text_itself_is_never_written_over(data: Data, tmp_path: Path):
+    source = tmp_path / "corpus.json"
+    source.write_text('{"text": "mine"}\n')
+    for more in ((), ("--overwrite",)):
+        message = error_of(prepare(data, source, *more, output=tmp_path / "corpus"))
+        assert f"would write over the input {source}" in message
+    assert source.read_text() == '{"text": "mine"}\n'
+
+
+@pytest.mark.parametrize("text", ['[{"text": "a"}]', '[\n{"text": "a"}\n]'])
+def test_one_json_array_is_told_how_to_become_lines(data: Data, tmp_path: Path, text: str):
+    source = tmp_path / "in.json"
+    source.write_text(text)
+    assert "jq -c '.[]' FILE" in error_of(prepare(data, source, output=tmp_path / "o"))
+
+
+def test_many_small_files_cost_the_ledger_nothing_each(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prepare_module, "COMMIT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(PartialStore, "remove", PartialStore.close)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"{number}.txt").write_text(f"text {number}")
+    assert prepare(data, folder, "--workers", 1, output=tmp_path / "o").exit_code == 0
+    lines = (tmp_path / "o.partial" / "ledger.jsonl").read_bytes().splitlines()
+    assert len(lines[-1]) < len(lines[0]) + 50
+    sources = json.loads((tmp_path / "o.json").read_text())["sources"]
+    found = {Path(one["name"]).name: one["sha256"] for one in sources}
+    assert found["105.txt"] == hashlib.sha256(b"text 105").hexdigest()
 
 
 def _blank(folder: Path) -> Path:
