@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from moe_bench.errors import CheckpointError
 
-LayerKind = Literal["dense", "moe"]
+_LARGEST = 2**31
+_MOST_EXPERTS = 2**20
+"""Of all layers together; no model comes near either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,27 +151,33 @@ class Family:
 
 def first_k_dense(config: Mapping[str, Any], layer: int) -> bool:
     """DeepSeek's and GLM's rule: the first `first_k_dense_replace` layers, then every `moe_layer_freq`-th is MoE."""
-    frequency = config.get("moe_layer_freq", 1) or 1
-    return layer < int(config.get("first_k_dense_replace") or 0) or layer % frequency != 0
+    frequency = whole_number(config, "moe_layer_freq") or 1
+    return layer < whole_number(config, "first_k_dense_replace") or layer % frequency != 0
 
 
 def sparse_step(config: Mapping[str, Any], layer: int) -> bool:
     """Qwen's rule: `mlp_only_layers`, and every layer that `decoder_sparse_step` skips."""
-    step = int(config.get("decoder_sparse_step") or 1)
-    return layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
+    step = whole_number(config, "decoder_sparse_step") or 1
+    return layer in list_of(config, "mlp_only_layers") or (layer + 1) % step != 0
 
 
 def linear_layer_types(config: Mapping[str, Any], layer: int) -> bool:
     """Qwen3-Next's rule: `layer_types`, or every layer but each `full_attention_interval`-th."""
-    types = config.get("layer_types")
+    types = list_of(config, "layer_types")
+    if types and layer >= len(types):
+        raise CheckpointError(
+            f"config.json: layer_types names {len(types)} layers, too few for layer {layer}"
+        )
     if types:
         return bool(types[layer] == "linear_attention")
-    return (layer + 1) % int(config.get("full_attention_interval") or 4) != 0
+    return (layer + 1) % (whole_number(config, "full_attention_interval") or 4) != 0
 
 
 def group_scores(experts: int, config: Mapping[str, Any]) -> str | None:
     """Of routers that choose groups of experts first: whether both sides score a group by as many experts."""
-    groups, chosen, topk = (config.get(k) for k in ("n_group", "topk_group", "num_experts_per_tok"))
+    groups, chosen, topk = (
+        whole_number(config, key) for key in ("n_group", "topk_group", "num_experts_per_tok")
+    )
     if not groups or not chosen or groups == chosen or topk // chosen == experts:
         return None
     return (
@@ -209,6 +217,10 @@ def read_sizes(family: Family, config: Mapping[str, Any]) -> Sizes:
     values: dict[str, int] = {}
     for word, alternatives in family.sizes.items():
         values[word] = _size(family, config, word, alternatives.split(" | "), Sizes(values))
+    if values["L"] * values.get("E", 1) > _MOST_EXPERTS:
+        raise CheckpointError(
+            f"config.json describes {values['L']} layers of {values.get('E', 1)} experts: more than any model has"
+        )
     return Sizes(values)
 
 
@@ -217,18 +229,44 @@ def _size(
 ) -> int:
     for choice in alternatives:
         if re.fullmatch(r"[a-z][a-z0-9_]*", choice):
-            value = config.get(choice)
-            if value is None:
+            value = whole_number(config, choice)
+            if value:
+                return value
+            if config.get(choice) is None:
                 continue
-            if type(value) is not int or not 0 < value < 2**40:
-                raise CheckpointError(
-                    f"config.json: {choice} = {value!r} is not a positive whole number"
-                )
-            return value
+            raise CheckpointError(f"config.json: {choice} = 0 is not a positive whole number")
         return known.number(choice)
     raise CheckpointError(
         f"config.json has none of {', '.join(alternatives)} (the {word} of family {family.name!r})"
     )
+
+
+def whole_number(config: Mapping[str, Any], key: str) -> int:
+    """A count in config.json, 0 where it is absent or null. Raises CheckpointError for anything else."""
+    value = config.get(key)
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise CheckpointError(
+            f"config.json: {key} = {repr(value)[:60]} is not a positive whole number, or larger than any model's"
+        )
+    return value
+
+
+def table_of(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A table in config.json, empty where it is absent or null. Raises CheckpointError for anything else."""
+    value = config.get(key)
+    if not isinstance(value, dict | None):
+        raise CheckpointError(f"config.json: {key} = {repr(value)[:60]} is not a table")
+    return value or {}
+
+
+def list_of(config: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """A list in config.json, empty where it is absent or null. Raises CheckpointError for anything else."""
+    value = config.get(key)
+    if not isinstance(value, list | None):
+        raise CheckpointError(f"config.json: {key} = {repr(value)[:60]} is not a list")
+    return value or ()
 
 
 def holds(when: str | None, config: Mapping[str, Any]) -> bool:

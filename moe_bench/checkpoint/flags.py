@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_bench.checkpoint.family import Family, read_sizes
+from moe_bench.checkpoint.family import Family, list_of, read_sizes, table_of, whole_number
 from moe_bench.checkpoint.mapping import LayerKeys
 from moe_bench.errors import CheckpointError
 
@@ -49,7 +49,7 @@ def _value(rule: str, config: Mapping[str, Any], number: Any) -> str | None:
 
 def _window(config: Mapping[str, Any]) -> list[str]:
     """Sliding windows on every other layer, the last of each pair being full (gpt-oss)."""
-    kinds, window = config.get("layer_types") or [], config.get("sliding_window")
+    kinds, window = list_of(config, "layer_types"), whole_number(config, "sliding_window")
     if not window or "sliding_attention" not in kinds:
         return []
     if kinds != ["full_attention" if i % 2 else "sliding_attention" for i in range(len(kinds))]:
@@ -61,10 +61,12 @@ def _window(config: Mapping[str, Any]) -> list[str]:
 
 def _rope(config: Mapping[str, Any]) -> list[str]:
     """RoPE's base and scaling; transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
-    rope = config.get("rope_parameters") or {}
-    scaling = {**(config.get("rope_scaling") or {}), **rope}
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    argv = ["--rotary-base", str(int(theta))]
+    scaling = {
+        "rope_theta": config.get("rope_theta", 10000.0),
+        **table_of(config, "rope_scaling"),
+        **table_of(config, "rope_parameters"),
+    }
+    argv = ["--rotary-base", str(int(_number(scaling, "rope_theta")))]
     partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         argv += ["--rotary-percent", str(partial)]
@@ -76,13 +78,23 @@ def _rope(config: Mapping[str, Any]) -> list[str]:
         raise CheckpointError(
             f"config.json: RoPE scaling {kind!r} has no Megatron flags here; only yarn has"
         )
-    argv += ["--rotary-scaling-factor", str(float(scaling["factor"]))]
+    argv += ["--rotary-scaling-factor", str(_number(scaling, "factor"))]
     for flag, key in (("--mscale", "mscale"), ("--mscale-all-dim", "mscale_all_dim")):
         if scaling.get(key) is not None:
             argv += [flag, str(scaling[key])]
     if config.get("kv_lora_rank"):
         return [*argv, "--rope-type", "yarn", *_latent_yarn(scaling)]
     return [*argv, *_yarn(scaling)]
+
+
+_LARGEST = 1e15
+
+
+def _number(scaling: Mapping[str, Any], key: str) -> float:
+    value: Any = scaling.get(key)
+    if type(value) not in (int, float) or not abs(value) < _LARGEST:
+        raise CheckpointError(f"config.json: RoPE's {key} = {value!r} is not a number")
+    return float(value)
 
 
 def _latent_yarn(scaling: Mapping[str, Any]) -> list[str]:
@@ -104,7 +116,7 @@ def _yarn(scaling: Mapping[str, Any]) -> list[str]:
         argv += ["--yarn-original-max-position-embeddings", str(original)]
     for flag, key in (("--yarn-beta-fast", "beta_fast"), ("--yarn-beta-slow", "beta_slow")):
         if scaling.get(key) is not None:
-            argv += [flag, str(float(scaling[key]))]
+            argv += [flag, str(_number(scaling, key))]
     return [
         *argv,
         *([] if scaling.get("truncate", True) else ["--no-yarn-correction-range-round-to-int"]),

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from moe_bench.checkpoint.family import Family, Part, Row, Sizes, View, holds, read_sizes
+from moe_bench.checkpoint.family import (
+    Family,
+    Part,
+    Row,
+    Sizes,
+    View,
+    holds,
+    read_sizes,
+    whole_number,
+)
 from moe_bench.errors import CheckpointError
 
 MXFP4_BLOCK = 32
@@ -117,10 +126,10 @@ def count_mtp(family: Family, config: Mapping[str, Any], names: Iterable[str]) -
         return len(
             {name.removeprefix(stem).split(".")[0] for name in names if name.startswith(stem)}
         )
-    stated = int(config.get(family.mtp_layers) or 0) if family.mtp_layers else 0
-    first = read_sizes(family, config).values["L"]
-    prefixes = tuple(family.layer_prefix.replace("{layer}", str(first + i)) for i in range(stated))
-    return stated if prefixes and any(name.startswith(prefixes) for name in names) else 0
+    stated = whole_number(config, family.mtp_layers) if family.mtp_layers else 0
+    last = read_sizes(family, config).values["L"]
+    first = family.layer_prefix.replace("{layer}", str(last))
+    return stated if stated and any(name.startswith(first) for name in names) else 0
 
 
 class _Builder:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from moe_bench.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from moe_bench.checkpoint.families import family_of
-from moe_bench.checkpoint.family import Family, View, holds
+from moe_bench.checkpoint.family import Family, View, holds, table_of
 from moe_bench.checkpoint.fingerprint import digest, tool
 from moe_bench.checkpoint.layout import choose_layer_keys
 from moe_bench.checkpoint.mapping import (
@@ -197,8 +197,7 @@ def scale_block(source: HfSource) -> tuple[int, int] | None:
     quantized = [name for name, t in source.tensors.items() if t.dtype.startswith("F8")]
     if not quantized:
         return None
-    config = source.config.get("quantization_config") or {}
-    block = config.get("weight_block_size")
+    block = table_of(source.config, "quantization_config").get("weight_block_size")
     odd = next((n for n in quantized if source.tensors[n].dtype != "F8_E4M3"), None)
     if odd is not None:
         raise CheckpointError(

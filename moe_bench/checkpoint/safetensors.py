@@ -15,6 +15,7 @@ from moe_bench.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
 """The format's own limit, in bytes."""
+_MOST_AXES = 8
 
 
 class StoredTensor(NamedTuple):
@@ -76,10 +77,12 @@ def _refuse_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
-    if not isinstance(entry, dict):
+    if not (isinstance(entry, dict) and name.isprintable()):
         raise CheckpointError(_malformed(path, name, entry))
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
+    if not (
+        _naturals(shape) and _naturals(offsets) and len(offsets) == 2 and len(shape) <= _MOST_AXES
+    ):
         raise CheckpointError(_malformed(path, name, entry))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}")
@@ -94,11 +97,11 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
 
 
 def _malformed(path: Path, name: str, entry: object) -> str:
-    return f"{path}: tensor {name!r}: the header's entry is malformed: {entry!r}"
+    return f"{path}: tensor {name!r}: the header's entry is malformed: {repr(entry)[:200]}"
 
 
 def _naturals(values: object) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all([type(v) is int and v >= 0 for v in values])  # noqa: C419 - hot
+    return isinstance(values, list) and all([type(v) is int and 0 <= v < 2**63 for v in values])  # noqa: C419 - hot
 
 
 def _check_tiling(path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:

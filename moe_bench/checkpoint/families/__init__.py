@@ -13,7 +13,7 @@ from moe_bench.checkpoint.families.mixtral import MIXTRAL
 from moe_bench.checkpoint.families.olmoe import OLMOE
 from moe_bench.checkpoint.families.qwen import QWEN2_MOE, QWEN3_MOE
 from moe_bench.checkpoint.families.qwen3_next import QWEN3_NEXT
-from moe_bench.checkpoint.family import Family, holds
+from moe_bench.checkpoint.family import Family, holds, list_of
 from moe_bench.errors import CheckpointError
 
 FAMILIES = (
@@ -31,7 +31,7 @@ FAMILIES = (
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that config.json's `architectures` names. Raises CheckpointError with the nearest known name."""
-    names = config.get("architectures") or ()
+    names = list_of(config, "architectures")
     for family in FAMILIES:
         if any(name in family.architectures for name in names):
             _refuse(family, config)
