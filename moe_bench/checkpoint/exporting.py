@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.fingerprint import digest, tool
-from moe_bench.checkpoint.importing import CARRIED, LEDGER, MANIFEST, folder_lock, write_whole
 from moe_bench.checkpoint.mapping import (
     LayerKeys,
     MegatronTensor,
@@ -25,16 +23,30 @@ from moe_bench.checkpoint.mapping import (
     map_model,
 )
 from moe_bench.checkpoint.metadata import TensorEntry
+from moe_bench.checkpoint.output import (
+    MANIFEST,
+    begun,
+    check_space,
+    is_finished,
+    sync_folder,
+    write_whole,
+)
 from moe_bench.checkpoint.part_file import PartFile, part_of
 from moe_bench.checkpoint.safetensors import StoredTensor, build_header, read_header
 from moe_bench.checkpoint.side_file import SCALES
-from moe_bench.checkpoint.source import INDEX, carried_files, read_json, scale_name
+from moe_bench.checkpoint.source import (
+    CARRIED,
+    INDEX,
+    carried_files,
+    model_folder,
+    read_json,
+    scale_name,
+)
 from moe_bench.checkpoint.torch_dist import TorchDist, open_torch_dist
 from moe_bench.checkpoint.workers import Work, run_tasks
 from moe_bench.errors import CheckpointError
 
-SHARD_BYTES = 4 << 30
-"""Largest file, where the source's own index is not known."""
+_SHARD_BYTES = 4 << 30
 PORTION_BYTES = 64 << 20
 """Tensors of about so many bytes are written at a time; a tensor is never cut."""
 SINGLE = "model.safetensors"
@@ -49,6 +61,8 @@ class ExportOptions:
     """BF16 or F32 for every weight; None keeps what the checkpoint holds."""
     fp8: bool = False
     """Restore the FP8 or MXFP4 weights and scales that the checkpoint was imported from."""
+    shard_bytes: int | None = None
+    """Largest file (a larger tensor has one of its own); None divides as the source's index did, else at 4 GiB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +129,7 @@ def plan_export(megatron: Path, config_folder: Path | None, options: ExportOptio
     """Raises CheckpointError when the checkpoint and config.json do not describe the same model."""
     checkpoint = open_torch_dist(megatron)
     root = checkpoint.folder.parent if (checkpoint.folder.parent / CARRIED).is_dir() else megatron
-    folder = config_folder or root / CARRIED
+    folder = model_folder(config_folder) if config_folder else root / CARRIED
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder}/config.json does not exist; name the folder of the model's Hugging Face configuration with --hf"
@@ -126,14 +140,14 @@ def plan_export(megatron: Path, config_folder: Path | None, options: ExportOptio
     scales = _scales(root) if options.fp8 else {}
     tensors = _out_tensors(checkpoint, model_map, manifest, options, scales)
     weight_map = None
-    if (folder / INDEX).is_file():
+    if (folder / INDEX).is_file() and options.shard_bytes is None:
         weight_map = read_json(folder / INDEX).get("weight_map")
     block = manifest.get("scale_block")
     return ExportPlan(
         checkpoint=checkpoint,
         model_map=model_map,
         config_folder=folder,
-        files=_files(tensors, weight_map),
+        files=_files(tensors, weight_map, options.shard_bytes or _SHARD_BYTES),
         scales=scales,
         scale_block=(block[0], block[1]) if block else None,
     )
@@ -225,7 +239,7 @@ def _entry(checkpoint: TorchDist, keys: tuple[str, ...]) -> TensorEntry:
 
 
 def _files(
-    tensors: Mapping[str, OutTensor], weight_map: object
+    tensors: Mapping[str, OutTensor], weight_map: object, shard_bytes: int
 ) -> dict[str, tuple[OutTensor, ...]]:
     """Tensors of each file: as the source's index had them when it names the same ones, else filled up in order."""
     groups: dict[str, list[OutTensor]] = {}
@@ -233,7 +247,7 @@ def _files(
         for name in weight_map:
             groups.setdefault(str(weight_map[name]), []).append(tensors[name])
     else:
-        shards = list(_shards(tensors.values()))
+        shards = list(_shards(tensors.values(), shard_bytes))
         for i, shard in enumerate(shards):
             name = (
                 f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE
@@ -242,11 +256,11 @@ def _files(
     return {name: tuple(groups[name]) for name in sorted(groups)}
 
 
-def _shards(tensors: Iterable[OutTensor]) -> Iterator[list[OutTensor]]:
+def _shards(tensors: Iterable[OutTensor], shard_bytes: int) -> Iterator[list[OutTensor]]:
     shard: list[OutTensor] = []
     size = 0
     for tensor in sorted(tensors, key=lambda t: _natural(t.name)):
-        if shard and size + tensor.num_bytes > SHARD_BYTES:
+        if shard and size + tensor.num_bytes > shard_bytes:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
@@ -272,14 +286,13 @@ def run_export(
     """
     names = list(plan.files)
     identity = _identity(plan)
-    if _finished(out, identity):
-        shutil.rmtree(out / LEDGER, ignore_errors=True)
+    if is_finished(out, identity, MANIFEST):
         return len(names)
-    _prepare(out, identity)
-    with folder_lock(out, 0):
+    with begun(out, identity) as scratch:
         todo = [name for name in names if not _whole(plan, out / name)]
+        check_space(out, sum(file_size(plan, name) for name in todo))
         _write_files(plan, out, todo, options, on_progress)
-        _commit(plan, out, identity)
+        _commit(plan, out, identity, scratch)
     return len(names) - len(todo)
 
 
@@ -334,33 +347,6 @@ def _identity(plan: ExportPlan) -> str:
     return digest({"tool": tool(), "checkpoint": contents, "files": files})
 
 
-def _finished(out: Path, identity: str) -> bool:
-    if not (out / MANIFEST).is_file():
-        return False
-    if read_json(out / MANIFEST).get("plan") == identity:
-        return True
-    raise CheckpointError(
-        f"{out} already holds a whole export of another checkpoint; nothing was written"
-    )
-
-
-def _prepare(out: Path, identity: str) -> None:
-    ledger = out / LEDGER
-    try:
-        if out.exists() and not ledger.is_dir() and any(out.iterdir()):
-            raise CheckpointError(
-                f"{out} is not empty and not an unfinished export; nothing was written"
-            )
-        ledger.mkdir(parents=True, exist_ok=True)
-        stated = ledger / "plan"
-        if not stated.exists():
-            write_whole(stated, identity.encode(), ledger)
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
-    if stated.read_text() != identity:
-        raise CheckpointError(f"{out} holds an unfinished export of another checkpoint; remove it")
-
-
 def header_of(plan: ExportPlan, name: str) -> tuple[bytes, dict[str, int]]:
     """Header and offsets of an output file."""
     return build_header([(t.name, t.dtype, t.shape) for t in plan.files[name]])
@@ -373,19 +359,13 @@ def file_size(plan: ExportPlan, name: str) -> int:
 
 
 def _whole(plan: ExportPlan, path: Path) -> bool:
-    try:
-        return path.stat().st_size == file_size(plan, path.name)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return False
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+    return path.exists() and path.stat().st_size == file_size(plan, path.name)
 
 
-def _commit(plan: ExportPlan, out: Path, identity: str) -> None:
+def _commit(plan: ExportPlan, out: Path, identity: str, scratch: Path) -> None:
     """What makes the folder a model: the carried files, the index, config.json; the manifest last."""
-    scratch = out / LEDGER
     for path in carried_files(plan.config_folder):
-        if path.name not in (INDEX, "config.json", MANIFEST):
+        if path.name not in (INDEX, "config.json"):
             write_whole(out / path.name, path.read_bytes(), scratch)
     if list(plan.files) != [SINGLE]:
         weight_map = {t.name: file for file, tensors in plan.files.items() for t in tensors}
@@ -399,6 +379,7 @@ def _commit(plan: ExportPlan, out: Path, identity: str) -> None:
         "checkpoint": plan.checkpoint.folder.name,
         "files": [{"name": name, "size": file_size(plan, name)} for name in plan.files],
     }
+    sync_folder(out)
     write_whole(out / MANIFEST, json.dumps(manifest, indent=1).encode(), scratch)
     shutil.rmtree(scratch, ignore_errors=True)
 

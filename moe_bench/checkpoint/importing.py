@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_bench.checkpoint.fingerprint import tool
-from moe_bench.checkpoint.layout import extra_states
+from moe_bench.checkpoint.layout import TRACKER, extra_states
 from moe_bench.checkpoint.metadata import Box, Metadata, ObjectEntry, TensorEntry, dump
 from moe_bench.checkpoint.open_files import OpenFiles
+from moe_bench.checkpoint.output import (
+    LEDGER,
+    MANIFEST,
+    begun,
+    check_space,
+    is_finished,
+    sync_folder,
+    write_whole,
+)
 from moe_bench.checkpoint.plan import Plan, Unit
 from moe_bench.checkpoint.side_file import write_scales
+from moe_bench.checkpoint.source import CARRIED
 from moe_bench.checkpoint.torchsave import object_stream
 from moe_bench.checkpoint.workers import Work, run_tasks
 from moe_bench.errors import CheckpointError
-from moe_bench.units import format_bytes
 
-TRACKER = "latest_checkpointed_iteration.txt"
-MANIFEST = "moe_bench_manifest.json"
 RELEASE = "release"
-CARRIED = "hf"
-"""Folder of the files carried along: configuration, tokenizer, licence."""
-LEDGER = ".convert"
-"""Folder of the work in progress; gone once the checkpoint is whole."""
 OBJECTS = "__objects_0.distcp"
 COMMON = {
     "checkpoint_version": 3.0,
@@ -40,7 +40,6 @@ COMMON = {
     "content_metadata": {"singleton_local_shards": False},
 }
 """Smallest common state that loads; without checkpoint_version Megatron reorders QKV as it did before version 1."""
-_LOCK_WAIT_S = 60.0
 _COMPARED_BYTES = 32 << 20
 
 
@@ -116,10 +115,7 @@ def run_import(
     A finished checkpoint of the same plan is left as it is; any other content of `out` is refused.
     """
     started = time.monotonic()
-    if _finished(plan, out):
-        shutil.rmtree(
-            out / LEDGER, ignore_errors=True
-        )  # a run killed just before its last act leaves it
+    if is_finished(out, plan.hash, TRACKER):
         return ImportResult(
             units_written=0,
             units_reused=len(plan.units),
@@ -127,16 +123,16 @@ def run_import(
             num_bytes=0,
             seconds=0.0,
         )
-    _prepare(plan, out)
-    with folder_lock(out, options.node):
+    with begun(out, plan.hash, options.node) as ledger:
+        (out / RELEASE).mkdir(exist_ok=True)
         own = [unit for unit in plan.units if unit.index % options.nodes == options.node]
         todo = [unit for unit in own if _ledger(out, unit) is None]
-        _check_space(out, sum(unit.num_bytes for unit in todo))
+        check_space(out, sum(unit.num_bytes for unit in todo))
         _write_units(plan, out, todo, options, on_progress)
         missing = [unit for unit in plan.units if _ledger(out, unit) is None]
-        if not missing and not _finished(plan, out):
+        if not missing and not is_finished(out, plan.hash, TRACKER):
             _check_copies(plan, options.processes)
-            _commit(plan, out)
+            _commit(plan, out, ledger)
     return ImportResult(
         units_written=len(todo),
         units_reused=len(own) - len(todo),
@@ -144,70 +140,6 @@ def run_import(
         num_bytes=sum(unit.num_bytes for unit in todo),
         seconds=time.monotonic() - started,
     )
-
-
-def _finished(plan: Plan, out: Path) -> bool:
-    """Whether `out` already holds this very checkpoint. Raises when it holds another."""
-    if not (out / TRACKER).exists():
-        return False
-    with suppress(OSError, ValueError, AttributeError):
-        if json.loads((out / MANIFEST).read_bytes()).get("plan") == plan.hash:
-            return True
-    raise CheckpointError(
-        f"{out} already holds a whole checkpoint of another source or other options; "
-        "nothing was written; name another folder or remove it yourself"
-    )
-
-
-def _prepare(plan: Plan, out: Path) -> None:
-    ledger = out / LEDGER
-    try:
-        if out.exists() and not ledger.is_dir() and any(out.iterdir()):
-            raise CheckpointError(
-                f"{out} is not empty and not an unfinished import; name another folder"
-            )
-        ledger.mkdir(parents=True, exist_ok=True)
-        (out / RELEASE).mkdir(exist_ok=True)
-        stated = ledger / "plan"
-        if not stated.exists():
-            write_whole(stated, plan.hash.encode(), ledger)
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
-    if stated.read_text() != plan.hash:
-        raise CheckpointError(
-            f"{out} holds an unfinished import of another source, other options or another version; "
-            "finish that one with its own command, or remove the folder"
-        )
-
-
-@contextmanager
-def folder_lock(out: Path, node: int) -> Iterator[None]:
-    """Held by the parent and, through fork, by every worker: a second run waits until the first one's are gone."""
-    path = out / LEDGER / f"lock-{node}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CheckpointError(
-                        f"{path} is held: another convert is writing to {out} as node {node}"
-                    ) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise CheckpointError(
-            f"{out}: {format_bytes(needed)} are still to be written and {format_bytes(free)} are free"
-        )
 
 
 def _ledger(out: Path, unit: Unit) -> list[int] | None:
@@ -302,9 +234,9 @@ def _is_equal(
     return True
 
 
-def _commit(plan: Plan, out: Path) -> None:
+def _commit(plan: Plan, out: Path, scratch: Path) -> None:
     """Everything that makes the folder a checkpoint, the tracker last. Safe to repeat, alone or by several nodes."""
-    release, scratch = out / RELEASE, out / LEDGER
+    release = out / RELEASE
     crcs = [_ledger(out, unit) for unit in plan.units]
     common = object_stream(pickle.dumps([COMMON], protocol=2))
     empty = object_stream(pickle.dumps([None], protocol=2))
@@ -317,9 +249,9 @@ def _commit(plan: Plan, out: Path) -> None:
     write_whole(release / "metadata.json", json.dumps(backend).encode(), scratch)
     write_whole(out / MANIFEST, _manifest(plan, crcs, carried), scratch)
     for folder in (release, out):
-        _sync_folder(folder)
+        sync_folder(folder)
     write_whole(out / TRACKER, RELEASE.encode(), scratch)
-    shutil.rmtree(out / LEDGER, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _metadata(plan: Plan, empty_bytes: int, common_bytes: int) -> Metadata:
@@ -388,21 +320,3 @@ def _grouped(dtypes: Mapping[str, str]) -> dict[str, list[str]]:
     for name, dtype in dtypes.items():
         grouped.setdefault(dtype, []).append(name)
     return grouped
-
-
-def write_whole(path: Path, data: bytes, scratch: Path) -> None:
-    """Write a small file so that it is whole or absent, even after a power failure; half of it may stay in `scratch`."""
-    temporary = scratch / f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.exporting import detect_layer_keys
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.flags import megatron_flags
-from moe_bench.checkpoint.importing import MANIFEST
+from moe_bench.checkpoint.output import MANIFEST
 from moe_bench.checkpoint.source import HfSource, open_hf, read_json
-from moe_bench.checkpoint.torch_dist import TRACKER, TorchDist, model_keys, open_torch_dist
+from moe_bench.checkpoint.torch_dist import TorchDist, is_torch_dist, model_keys, open_torch_dist
 from moe_bench.errors import CheckpointError
+from moe_bench.units import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +38,21 @@ class Inspection:
 
 def inspect(path: Path) -> Inspection:
     """Raises CheckpointError when the headers or the metadata are damaged."""
-    if any((path / name).is_file() for name in (TRACKER, "metadata.json", ".metadata")):
+    if is_torch_dist(path):
         return _torch_dist(open_torch_dist(path))
     return _hugging_face(open_hf(path))
 
 
 def _hugging_face(source: HfSource) -> Inspection:
-    family = family_of(source.config)
     tensors = {name: (t.dtype, t.shape) for name, t in source.tensors.items()}
-    facts = {"family": family.name, "files": str(len(source.files))}
+    facts = {"files": str(len(source.files)), "types": _types(tensors.values())}
     flags: tuple[str, ...] = ()
     try:
+        family = family_of(source.config)
+        facts["family"] = family.name
         flags = tuple(megatron_flags(family, source.config))
-    except CheckpointError as error:  # the weights can be converted all the same
-        facts["Megatron flags"] = f"none describe it: {error}"
+    except CheckpointError as error:  # there is a table of contents to show all the same
+        facts["Megatron flags" if "family" in facts else "family"] = f"none: {error}"
     return Inspection(
         place=source.root,
         format="hugging face",
@@ -79,6 +82,7 @@ def _torch_dist(checkpoint: TorchDist) -> Inspection:
         "layer keys": detect_layer_keys(checkpoint.tensors),
         "optimizer state": "present" if len(keys) < len(checkpoint.tensors) else "absent",
         "chunks": str(len(unique)),
+        "types": _types(tensors[key] for key in first_keys.values()),
     }
     manifest = checkpoint.folder.parent / MANIFEST
     if manifest.is_file():
@@ -95,3 +99,11 @@ def _torch_dist(checkpoint: TorchDist) -> Inspection:
         ),
         tensors=tensors,
     )
+
+
+def _types(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """Bytes of each type, most first."""
+    sizes = Counter[str]()
+    for dtype, shape in tensors:
+        sizes[dtype] += math.prod(shape) * DTYPES[dtype].itemsize
+    return ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in sizes.most_common())

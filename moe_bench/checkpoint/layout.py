@@ -14,6 +14,8 @@ from moe_bench.checkpoint.family import Family
 from moe_bench.checkpoint.mapping import Dialect, LayerKeys
 from moe_bench.errors import CheckpointError
 
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Names the iteration to load; without it a folder is no checkpoint."""
 _LINEAR = re.compile(r"(.*(?:linear_\w+|eh_proj|in_proj|out_proj))\.weight(?:\.query)?")
 _NORM = re.compile(r"(.*(?:layernorm|enorm|hnorm|out_norm))\.weight")
 

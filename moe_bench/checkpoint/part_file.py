@@ -44,7 +44,7 @@ class PartFile:
                 self._dirty_to += written
                 view = view[written:]
         except OSError as error:
-            raise _explained(self._part, error) from error
+            raise explained(self._part, error) from error
         if self._dirty_to - self._dirty_from >= _WRITE_BACK_BYTES:
             self.start_write_back()
 
@@ -64,19 +64,22 @@ class PartFile:
             os.fsync(self._fd)
             self._part.rename(self._path)
         except OSError as error:
-            raise _explained(self._part, error) from error
+            raise explained(self._part, error) from error
 
     def close(self) -> None:
         """Close the descriptor; a file that was not finished keeps its temporary name."""
         os.close(self._fd)
 
 
-def _explained(path: Path, error: OSError) -> CheckpointError:
+def explained(path: Path, error: OSError) -> CheckpointError:
+    """What the file system refused, and the way on."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
             f"{path}: the disk is full; free some space and run the same command again, it resumes"
         )
-    return CheckpointError(f"{path}: cannot be written: {error.strerror}")
+    return CheckpointError(
+        f"{path}: cannot be written: {error.strerror}; mend this and run the same command again, it resumes"
+    )
 
 
 def _load_sync_file_range() -> ctypes._NamedFuncPointer | None:

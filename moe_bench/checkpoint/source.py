@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_bench.checkpoint.layout import TRACKER
+from moe_bench.checkpoint.output import MANIFEST
 from moe_bench.checkpoint.safetensors import StoredTensor, read_header
 from moe_bench.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
-CARRIED_SUFFIXES = (".json", ".model", ".txt", ".py", ".jinja", ".tiktoken", ".md")
+CARRIED = "hf"
+"""Folder in a converted checkpoint for the files carried along."""
+_CARRIED_SUFFIXES = (".json", ".model", ".txt", ".py", ".jinja", ".tiktoken", ".md")
+_CARRIED_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "tokenizer.model")
 """Files that travel verbatim: configuration, tokenizer, chat template, model code, licence text."""
 
 
@@ -42,7 +47,18 @@ class HfSource:
 
 def open_hf(path: Path) -> HfSource:
     """Read config.json, the index and every header. Raises CheckpointError naming file and tensor."""
-    root = _resolve(path)
+    try:
+        return _opened(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path}: cannot be read: {error.strerror}"
+        ) from error
+
+
+def _opened(path: Path) -> HfSource:
+    root = path if path.is_file() else model_folder(path)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not a .safetensors file; give one, or the model's folder")
     folder = root if root.is_dir() else root.parent
     config = read_json(folder / "config.json")
     names = [root.name] if root.is_file() else _weight_files(root)
@@ -70,14 +86,14 @@ def open_hf(path: Path) -> HfSource:
 
 
 def carried_files(folder: Path) -> tuple[Path, ...]:
-    """Configuration, tokenizer and code files of a model folder, sorted by name."""
+    """Configuration, tokenizer, code and licence files of a model folder, sorted by name."""
     return tuple(
-        sorted(
-            p
-            for p in folder.iterdir()
-            if p.is_file() and p.suffix in CARRIED_SUFFIXES and p.name != "moe_bench_manifest.json"
-        )
+        sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST and _is_carried(p))
     )
+
+
+def _is_carried(path: Path) -> bool:
+    return path.suffix in _CARRIED_SUFFIXES or path.name.startswith(_CARRIED_STEMS)
 
 
 def scale_name(name: str) -> str:
@@ -99,16 +115,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def _resolve(path: Path) -> Path:
-    """The folder or file meant by a path; a hub cache entry means the snapshot its `refs/main` names."""
+def model_folder(path: Path) -> Path:
+    """The folder meant by a path; a hub cache entry means the snapshot that its `refs/main` names."""
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise CheckpointError(
-                f"{path} is not a .safetensors file; give one, or the model's folder"
-            )
-        return path
+        raise CheckpointError(
+            f"{path} does not exist; give a folder on this machine (`hf download` fetches a model of the hub into one)"
+        )
+    if (path / TRACKER).is_file():
+        raise CheckpointError(f"{path} is a Megatron checkpoint; `convert export` reads those")
     snapshots = path / "snapshots"
     if not snapshots.is_dir():
         return path

@@ -14,12 +14,16 @@ from isal.isal_zlib import crc32
 
 from moe_bench.checkpoint.arithmetic import BITS, Array
 from moe_bench.checkpoint.dtypes import DTYPES
+from moe_bench.checkpoint.layout import TRACKER
 from moe_bench.checkpoint.metadata import Box, Metadata, TensorEntry, load
 from moe_bench.checkpoint.open_files import OpenFiles
 from moe_bench.checkpoint.torchsave import Stored, ZipWindow, parse
 from moe_bench.errors import CheckpointError
 
-TRACKER = "latest_checkpointed_iteration.txt"
+
+def is_torch_dist(path: Path) -> bool:
+    """Whether a folder is meant as a torch_dist checkpoint rather than a Hugging Face model."""
+    return any((path / name).is_file() for name in (TRACKER, "metadata.json", ".metadata"))
 
 
 def iteration_folder(path: Path) -> Path:
@@ -32,7 +36,7 @@ def iteration_folder(path: Path) -> Path:
             f"{path} is not a torch_dist checkpoint: no {TRACKER} and no metadata.json "
             "(a half-written one has no tracker)"
         )
-    name = tracker.read_text().strip()
+    name = tracker.read_bytes()[:100].decode(errors="replace").strip()
     if name != "release" and not name.isdecimal():
         raise CheckpointError(f"{tracker} says {name!r}; expected 'release' or an iteration number")
     folder = path / ("release" if name == "release" else f"iter_{int(name):07d}")

@@ -117,7 +117,7 @@ def _worker(
             message = (
                 "error",
                 position,
-                "a worker is out of memory; lower --memory-mib or --processes",
+                "a worker is out of memory; run the same command with fewer --processes",
             )
         with suppress(BrokenPipeError):
             connection.send(message)

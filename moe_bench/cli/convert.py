@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_bench.errors import CheckpointError
+from moe_bench.errors import CheckpointError, Interrupted
 from moe_bench.units import GB, format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ _ESTIMATED_BYTES_PER_S = 1 * GB
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Convert checkpoints between Hugging Face and Megatron's torch_dist: no model, no GPU, no torch."""
+    os.putenv(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # workers are forked: numpy's import must start no thread
 
 
 @command.command("import")
@@ -93,7 +99,8 @@ def import_(hf: Path, out: Path, **asked: Any) -> None:
         )
         print("dry run: nothing was written")
         return
-    result = run_import(plan, out, options, _progress("written"))
+    with _resumable():
+        result = run_import(plan, out, options, _progress("written"))
     if result.units_elsewhere:
         print(
             f"{result.units_elsewhere} of {len(plan.units)} files are left to other nodes; the last to finish commits"
@@ -104,7 +111,7 @@ def import_(hf: Path, out: Path, **asked: Any) -> None:
         f"{format_duration(result.seconds)}; {result.units_reused} files were already there"
     )
     print(
-        f"load it   with Megatron's --load {out} --ckpt-format torch_dist --finetune --no-load-optim --no-load-rng"
+        f"load it   with Megatron's --load {shlex.quote(str(out))} --ckpt-format torch_dist --finetune --no-load-optim --no-load-rng"
     )
 
 
@@ -128,10 +135,20 @@ def _print_plan(plan: Plan, seconds: float) -> None:
         print(f"note      {note}")
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C in other words; the workers have ended by then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(file=sys.stderr)  # the line that rewrites itself
+        raise Interrupted("stopped; run the same command again to go on from there") from stop
+
+
 def _progress(verb: str) -> Callable[[int, int], None]:
     """Rate and time left on standard error: a line that rewrites itself, or one every ten seconds in a log."""
     started = time.monotonic()
-    shown = started - 10
+    shown = started
     on_terminal = sys.stderr.isatty()
 
     def show(done: int, total: int) -> None:
@@ -144,7 +161,7 @@ def _progress(verb: str) -> Callable[[int, int], None]:
         left = format_duration((total - done) / rate) if rate else "?"
         line = f"{verb} {format_bytes(done)} of {format_bytes(total)}, {rate / GB:.2f} GB/s, {left} left"
         end = "\r" if on_terminal and done < total else "\n"
-        print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
+        print(f"{line:<79}" if on_terminal else line, end=end, file=sys.stderr, flush=True)
 
     return show
 
@@ -165,21 +182,32 @@ def _progress(verb: str) -> Callable[[int, int], None]:
     is_flag=True,
     help="Restore the FP8 or MXFP4 weights and scales that an untrained checkpoint came from.",
 )
+@click.option(
+    "--max-shard-gb",
+    type=click.FloatRange(0, min_open=True),
+    help="Largest file; default: files as the source had them, else of 4.3 GB.",
+)
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
-def export(
-    megatron: Path, out: Path, hf: Path | None, dtype: str | None, fp8: bool, processes: int
-) -> None:
+@click.option("--dry-run", is_flag=True, help="Print the files and their sizes; write nothing.")
+def export(megatron: Path, out: Path, hf: Path | None, dry_run: bool, **asked: Any) -> None:
     """Write the Hugging Face model OUT from the torch_dist checkpoint MEGATRON, whoever wrote it."""
-    from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
+    from moe_bench.checkpoint.exporting import ExportOptions, file_size, plan_export, run_export
 
-    options = ExportOptions(processes=processes, dtype=dtype, fp8=fp8)
+    shard_gb = asked.pop("max_shard_gb")
+    options = ExportOptions(**asked, shard_bytes=None if shard_gb is None else int(shard_gb * GB))
     plan = plan_export(megatron, hf, options)
-    started = time.monotonic()
-    reused = run_export(plan, out, options, _progress("exported"))
     tensors = sum(len(tensors) for tensors in plan.files.values())
+    size = f"{tensors} tensors, {format_bytes(plan.num_bytes)} in {len(plan.files)} files"
+    if dry_run:
+        for name in plan.files:
+            print(f"{format_bytes(file_size(plan, name)):>12}  {name}")
+        print(f"dry run: {size}; nothing was written")
+        return
+    started = time.monotonic()
+    with _resumable():
+        reused = run_export(plan, out, options, _progress("exported"))
     print(
-        f"wrote {out}: {tensors} tensors, {format_bytes(plan.num_bytes)} in {len(plan.files)} files, "
-        f"{format_duration(time.monotonic() - started)}; {reused} files were already there"
+        f"wrote {out}: {size}, {format_duration(time.monotonic() - started)}; {reused} files were already there"
     )
 
 
@@ -218,14 +246,17 @@ def inspect_(path: Path, tensors: bool) -> None:
     type=click.FloatRange(0, min_open=True),
     help="With --logits: largest difference allowed, over the largest logit. Default: 2e-5.",
 )
-def verify_(a: Path, b: Path, logits: bool, layouts: tuple[str, ...], bound: float | None) -> None:
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+def verify_(
+    a: Path, b: Path, logits: bool, layouts: tuple[str, ...], bound: float | None, processes: int
+) -> None:
     """Compare every weight of A and B, each a Hugging Face model or a torch_dist checkpoint. Exit 1 if they differ."""
     from moe_bench.checkpoint.verifying import verify
 
     if (layouts or bound) and not logits:
         raise CheckpointError("--layout and --bound belong to --logits")
     trial = _Trial.of(a, b, layouts or ("1", "EP2", "PP2"), bound) if logits else None
-    verdict = verify(a, b)
+    verdict = verify(a, b, processes=processes, on_progress=_progress("compared"))
     for difference in verdict.differences[:20]:
         print(f"DIFFERENT {difference.name}: {difference.reason}")
     if len(verdict.differences) > 20:
@@ -251,16 +282,15 @@ class _Trial:
     @classmethod
     def of(cls, a: Path, b: Path, layouts: tuple[str, ...], bound: float | None) -> _Trial:
         """Raises CheckpointError when there is no such pair, or not enough memory."""
-        from moe_bench.checkpoint.torch_dist import open_torch_dist
+        from moe_bench.checkpoint.torch_dist import is_torch_dist, open_torch_dist
         from moe_bench.checkpoint.trial import check_fits, parse_layout, weight_of
-        from moe_bench.checkpoint.verifying import is_megatron
         from moe_bench.runtime.logits import DEFAULT_BOUND, available_bytes
 
-        if is_megatron(a) == is_megatron(b):
+        if is_torch_dist(a) == is_torch_dist(b):
             raise CheckpointError(
                 "--logits compares a Hugging Face model with a torch_dist checkpoint"
             )
-        megatron, hf = (a, b) if is_megatron(a) else (b, a)
+        megatron, hf = (a, b) if is_torch_dist(a) else (b, a)
         parsed = tuple(parse_layout(text) for text in layouts)
         check_fits(weight_of(open_torch_dist(megatron)), parsed, available_bytes())
         return cls(hf=hf, megatron=megatron, layouts=parsed, bound=bound or DEFAULT_BOUND)

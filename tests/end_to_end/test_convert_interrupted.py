@@ -130,6 +130,26 @@ def test_two_machines_share_the_work_through_the_folder(hf: Path, tmp_path: Path
     assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
 
 
+def test_ctrl_c_says_how_to_go_on(hf: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("import", hf, tmp_path / "out"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("out/.convert/unit-0")):
+        assert process.poll() is None, "it was done before it could be stopped"
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.endswith("error: stopped; run the same command again to go on from there\n")
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
 def test_a_worker_that_is_killed_stops_the_import_with_a_reason() -> None:
     def start() -> Work:
         def work(task: int) -> int:

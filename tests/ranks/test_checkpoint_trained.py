@@ -13,12 +13,16 @@ import pytest
 import torch
 
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
-from moe_bench.checkpoint.importing import CARRIED
+from moe_bench.checkpoint.source import CARRIED
 from moe_bench.checkpoint.torch_dist import open_torch_dist
 from moe_bench.checkpoint.verifying import damaged_chunks
-from tests.ranks.test_checkpoint_logits import BOUND, HERE, Case, run_listed, spelled
+from tests.ranks.checkpoint_ranks import run_listed
+from tests.ranks.test_checkpoint_logits import BOUND, HERE, Case, spelled
 
-STEPS = "--train-iters 3 --lr 1e-2 --save-interval 3 --eval-interval 1000 --no-save-rng --num-workers 0 --split 100,0,0".split()
+STEPS = (
+    "--train-iters 3 --global-batch-size 4 --lr 1e-2 --save-interval 3 --eval-interval 1000 --no-save-rng "
+    "--num-workers 0 --split 100,0,0"
+).split()
 CUT = {
     "mixtral": Case("mixtral", "TP2"),
     "dsv3": Case("dsv3", "PP2 uneven"),
@@ -41,7 +45,8 @@ def test_trained_weights_reach_transformers_with_the_same_logits(
         read["argv"] += ["--load", str(saved)]
         listed += [train, read]
     log = run_listed(listed, tmp_path)
-    for family, read in zip(CUT, listed[1::2], strict=True):
+    to_transformers = []
+    for family in CUT:
         trained = tmp_path / f"{family}-trained"
         assert trained.is_dir(), log[-3000:]
         checkpoint = open_torch_dist(trained)
@@ -51,10 +56,11 @@ def test_trained_weights_reach_transformers_with_the_same_logits(
         config = tmp_path / f"{family}-te-auto" / CARRIED
         plan = plan_export(trained, config, ExportOptions())
         run_export(plan, tmp_path / f"{family}-hf", ExportOptions())
+        tokens, out = models / f"{family}.tokens.pt", tmp_path / f"{family}.pt"
+        to_transformers += [str(tmp_path / f"{family}-hf"), str(tokens), str(out)]
+    script = [sys.executable, "-W", "ignore", str(HERE / "make_hf_models.py")]
+    subprocess.run([*script, *to_transformers], check=True, capture_output=True, timeout=300)
+    for family, read in zip(CUT, listed[1::2], strict=True):
         found, before = torch.load(read["out"]), torch.load(models / f"{family}.logits.pt")
         assert float((found - before).abs().max()) > 1e-3, "training changed nothing"
-        out = tmp_path / f"{family}.pt"
-        script = [sys.executable, "-W", "ignore", str(HERE / "make_hf_models.py")]
-        arguments = [str(tmp_path / f"{family}-hf"), str(models / f"{family}.tokens.pt"), str(out)]
-        subprocess.run([*script, *arguments], check=True, capture_output=True, timeout=300)
-        assert float((found - torch.load(out)).abs().max()) <= BOUND
+        assert float((found - torch.load(tmp_path / f"{family}.pt")).abs().max()) <= BOUND

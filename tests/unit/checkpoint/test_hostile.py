@@ -11,14 +11,16 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from moe_bench.checkpoint import metadata
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
-from moe_bench.checkpoint.importing import TRACKER, ImportOptions, run_import
+from moe_bench.checkpoint.importing import ImportOptions, run_import
 from moe_bench.checkpoint.inspecting import inspect
+from moe_bench.checkpoint.layout import TRACKER
 from moe_bench.checkpoint.part_file import PartFile
 from moe_bench.checkpoint.plan import plan_import
 from moe_bench.checkpoint.torch_dist import open_torch_dist
@@ -254,6 +256,15 @@ def test_a_shape_that_is_none_is_refused(shape: object, hf: Path) -> None:
         plan_import(hf)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\x1b[31mb", "a\ud800b"])
+def test_a_name_that_no_terminal_should_print_is_refused(name: str, hf: Path) -> None:
+    nothing = {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}
+    edit_header(first_shard(hf), lambda table: table.update({name: nothing}))
+    with pytest.raises(CheckpointError, match="malformed") as caught:
+        plan_import(hf)
+    assert str(caught.value).isprintable()
+
+
 def test_a_header_of_nested_brackets_is_refused(hf: Path) -> None:
     path = first_shard(hf)
     header = b"[" * 200_000
@@ -314,7 +325,12 @@ def test_pickled_weights_are_not_read(hf: Path) -> None:
         ({"num_hidden_layers": 2}, "have no place"),
         ({"hidden_size": 32}, "has the shape"),
         ({"hidden_size": None}, "config.json has none of hidden_size"),
-        ({"hidden_size": -24}, "not a positive whole number"),
+        ({"hidden_size": -24}, "hidden_size = -24 is not a positive whole number"),
+        ({"hidden_size": "24"}, "hidden_size = '24' is not a positive whole number"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers of 3 experts: more than any model"),
+        ({"num_local_experts": 10**8}, "3 layers of 100000000 experts: more than any model"),
+        ({"architectures": "MixtralForCausalLM"}, "architectures = 'Mixtral.*is not a list"),
+        ({"architectures": [["MixtralForCausalLM"]]}, "which is not one of"),
         ({"architectures": ["MixtralForCausaLM"]}, "nearest known is MixtralForCausalLM"),
         ({"architectures": []}, "names the architecture nothing"),
     ],
@@ -323,6 +339,48 @@ def test_a_config_of_another_model_is_refused(change: dict, words: str, hf: Path
     (hf / "config.json").write_text(json.dumps({**MIXTRAL, **change}))
     with pytest.raises(CheckpointError, match=words):
         plan_import(hf)
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "words"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers = 1 is not a list"),
+        ("qwen3_moe", {"decoder_sparse_step": "1"}, "decoder_sparse_step = '1' is not a positive"),
+        ("qwen3_next with MTP", {"layer_types": ["linear_attention"]}, "names 1 layers, too few"),
+        ("deepseek_v3 with MTP", {"num_nextn_predict_layers": "one"}, "= 'one' is not a positive"),
+        ("deepseek_v3 with MTP", {"n_group": [2]}, r"n_group = \[2\] is not a positive"),
+        ("deepseek_v3 with MTP", {"first_k_dense_replace": 2.5}, "= 2.5 is not a positive whole"),
+    ],
+)
+def test_a_config_of_the_wrong_types_is_refused(
+    model: str, change: dict, words: str, tmp_path: Path
+) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MODELS[model])
+    (hf / "config.json").write_text(json.dumps({**hf_models.MODELS[model], **change}))
+    with pytest.raises(CheckpointError, match=words):
+        plan_import(hf)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": [1]},
+        {"rope_parameters": "yarn"},
+        {"rope_theta": "large"},
+        {"rope_scaling": {"type": "yarn"}},
+        {"rope_scaling": {"type": "yarn", "factor": 10**400}},
+        {"num_hidden_layers": 10**9},
+        {"architectures": ["MyMoEForCausalLM"], "auto_map": {"AutoModel": "evil.py--Evil"}},
+    ],
+)
+def test_a_model_that_nothing_describes_can_be_looked_at_all_the_same(
+    change: dict, hf: Path
+) -> None:
+    (hf / "config.json").write_text(json.dumps({**MIXTRAL, **change}))
+    found = inspect(hf)
+    assert len(found.tensors) == 51
+    assert found.flags == ()
+    assert "none: config.json" in found.facts.get("Megatron flags", found.facts["family"])
 
 
 def test_rope_that_megatron_has_no_flag_for_is_said_and_does_not_stop_an_inspection(
@@ -366,7 +424,7 @@ def test_a_folder_with_something_else_in_it_is_refused(hf: Path, tmp_path: Path)
 def test_an_unfinished_import_of_another_source_is_refused(hf: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".convert").mkdir(parents=True)
     (tmp_path / "out" / ".convert" / "plan").write_text("0" * 64)
-    with pytest.raises(CheckpointError, match="unfinished import of another source"):
+    with pytest.raises(CheckpointError, match="unfinished conversion of another source"):
         run_import(plan_import(hf), tmp_path / "out", ImportOptions())
 
 
@@ -452,7 +510,38 @@ def test_a_flipped_bit_in_a_chunk_is_found_and_named(hf: Path, tmp_path: Path) -
         file.write(bytes([byte ^ 4]))
     reasons = {d.name: d.reason for d in verify(hf, out).differences}
     assert "CRC-32" in reasons["output_layer.weight"]
-    assert "differs within rows" in reasons["lm_head.weight"]
+    assert "differs in 1 of 888 values, by up to " in reasons["lm_head.weight"]
+
+
+def test_a_difference_names_layer_and_expert_and_says_how_far(hf: Path, tmp_path: Path) -> None:
+    tensors = hf_models.random_tensors(MIXTRAL)
+    _, bits = tensors["model.layers.1.block_sparse_moe.experts.2.w2.weight"]
+    bits[5, 7] = 0x3F80  # 1.0 in bfloat16
+    bits[5, 8] = 0x7FC0  # not a number
+    other = hf_models.write_model(tmp_path / "other", MIXTRAL, tensors)
+    for source, out in ((hf, "a"), (other, "b")):
+        run_import(plan_import(source), tmp_path / out, ImportOptions(allow_non_finite=True))
+    verdict = verify(tmp_path / "a", tmp_path / "b")
+    (found,) = verdict.differences
+    assert verdict.tensors == len(open_torch_dist(tmp_path / "a").tensors)
+    assert found.name == "decoder.layers.mlp.experts.experts.linear_fc2.weight[1, 2]"
+    assert found.reason == "differs in 2 of 480 values, by up to inf, first in row 5"
+
+
+def test_a_full_disk_is_seen_before_an_export_begins(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_import(plan_import(hf), tmp_path / "out", ImportOptions())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    options = ExportOptions()
+    with pytest.raises(CheckpointError, match="still to be written and 1000 B are free"):
+        run_export(plan_export(tmp_path / "out", None, options), tmp_path / "back", options)
+
+
+def test_a_checkpoint_given_as_a_model_is_told_from_one(hf: Path, tmp_path: Path) -> None:
+    run_import(plan_import(hf), tmp_path / "out", ImportOptions())
+    with pytest.raises(CheckpointError, match="is a Megatron checkpoint; `convert export` reads"):
+        plan_import(tmp_path / "out")
 
 
 def test_a_cut_data_file_is_named_on_export(hf: Path, tmp_path: Path) -> None:

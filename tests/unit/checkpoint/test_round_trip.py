@@ -13,7 +13,8 @@ import pytest
 from moe_bench.checkpoint import exporting, importing
 from moe_bench.checkpoint.arithmetic import E4M3, dequantize_mxfp4, to_bfloat16, widen
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
-from moe_bench.checkpoint.importing import MANIFEST, ImportOptions, run_import
+from moe_bench.checkpoint.importing import ImportOptions, run_import
+from moe_bench.checkpoint.output import MANIFEST
 from moe_bench.checkpoint.plan import plan_import
 from moe_bench.checkpoint.source import open_hf
 from moe_bench.checkpoint.torch_dist import BoxReader, open_torch_dist
@@ -306,6 +307,29 @@ def test_a_hub_cache_entry_and_a_single_file_are_sources(tmp_path: Path) -> None
     assert verify(tmp_path / "models--a--b", tmp_path / "out").differences == ()
     assert contents(export_model(tmp_path / "out", tmp_path / "back")) == contents(snapshot)
     assert (tmp_path / "back" / "tokenizer.json").is_file()
+
+
+def test_files_are_as_large_as_asked(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.QWEN3)
+    megatron = import_model(hf, tmp_path / "megatron")
+    back = export_model(megatron, tmp_path / "back", shard_bytes=9000)
+    sizes = [sum(t.num_bytes for t in open_hf(back).tensors.values() if t.file == file)
+             for file in sorted(back.glob("*.safetensors"))]  # fmt: skip
+    assert len(sizes) > 2
+    assert max(sizes) <= 9000
+    assert sizes[0] + sizes[1] > 9000
+    assert contents(back) == contents(hf)
+
+
+def test_tokenizer_and_licence_travel_there_and_back(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
+    names = ("generation_config.json", "LICENSE", "NOTICE.txt", "tokenizer.model.v3")
+    for name in names:
+        (hf / name).write_text(name)
+    (hf / "pytorch_model.bin").write_bytes(b"weights of another kind")
+    back = export_model(import_model(hf, tmp_path / "megatron"), tmp_path / "back")
+    assert [(back / name).read_text() for name in names] == list(names)
+    assert not (back / "pytorch_model.bin").exists()
 
 
 def test_the_manifest_names_sources_checksums_and_tool(tmp_path: Path) -> None:
