@@ -13,12 +13,13 @@ import msgspec
 from moe_bench.arguments.emit import argv
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import LaunchError
+from moe_bench.launch import time_limit
+from moe_bench.launch.script import SECRETS, before_python, is_on_cpu
 
 CHART = Path(__file__).parent / "chart"
 RUN_LABEL = "moe-bench/run"
 WORKSPACE = "/opt/moe_bench"
 """Where dockers/*.Dockerfile put the project."""
-SECRET_KEYS = ("WANDB_API_KEY", "HF_TOKEN")
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _LABEL_VALUE = re.compile(r"[^A-Za-z0-9._-]+")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kKMGTPE]i?)?\Z")
@@ -62,19 +63,21 @@ def values_of(run: ResolvedRun, *, project: Path) -> Values:
         "resources": _resources(run),
         "capabilities": _capabilities(run),
         "shmGiB": int(run.knob("K8S_SHM_GIB") or 64),
-        "timeLimitSeconds": _seconds(run),
+        "timeLimitSeconds": time_limit.seconds(run),
         "graceSeconds": int(run.knob("SIGNAL_BEFORE_S") or 120),
         "maxRestarts": int(run.knob("MAX_REQUEUES") or 10),
         "hostNetwork": run.knob("K8S_HOST_NETWORK") == "1",
         "nodeSelector": _pairs(run, "K8S_NODE_SELECTOR"),
         "tolerations": _tolerations(run),
         "secret": run.knob("K8S_SECRET"),
-        "secretKeys": list(SECRET_KEYS),
+        "secretKeys": list(SECRETS),
         "volumes": volumes,
         "workspace": _workspace(run),
         "runDirectory": str(inside.run_dir),
         "environment": _environment(inside),
-        "wrapper": [*_profiler(inside), *_binding(inside)],
+        "wrapper": list(
+            before_python(inside, trace=f"{inside.run_dir}/profiles/nsys-rank-%q{{RANK}}")
+        ),
         "flags": list(argv(inside)),
         "run": msgspec.json.format(inside.to_json(), indent=-1).decode(),
     }
@@ -167,8 +170,8 @@ def _check_on_volume(run: ResolvedRun, inside: ResolvedRun, volumes: list[dict[s
     if not _covered(inside.run_dir, volumes):
         raise LaunchError(
             f"the run's directory {inside.run_dir} is on no volume of the pods (K8S_VOLUMES {run.place('K8S_VOLUMES')}), "
-            "so its record and checkpoints would go with them; mount one, for example K8S_VOLUMES=pvc:CLAIM:/work "
-            "K8S_OUTPUT_PATH=/work/runs"
+            "so its record and checkpoints would go with them; mount one, for example K8S_VOLUMES=pvc:CLAIM:/data "
+            "K8S_OUTPUT_PATH=/data/runs"
         )
 
 
@@ -203,26 +206,6 @@ def _environment(inside: ResolvedRun) -> dict[str, str]:
     return plain
 
 
-def _profiler(inside: ResolvedRun) -> list[str]:
-    if inside.knob("PROFILE") not in {"1", "nsys"} or _on_cpu(inside):
-        return []
-    return [
-        *("nsys", "profile", "--sample=none", "--cpuctxsw=none", "--trace=cuda,nvtx"),
-        *("--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--cuda-graph-trace=node"),
-        *("--force-overwrite=true", f"--output={inside.run_dir}/profiles/nsys-rank-%q{{RANK}}"),
-    ]
-
-
-def _binding(inside: ResolvedRun) -> list[str]:
-    path = inside.knob("BINDPCIE_PATH")
-    return [path] if path else []
-
-
-def _on_cpu(run: ResolvedRun) -> bool:
-    backend = run.args.get("--distributed-backend")
-    return backend is not None and backend.value == "gloo"
-
-
 def _object_name(run: ResolvedRun) -> str:
     # A service's name begins with a letter; of its 63 characters a pod's suffix needs up to 12.
     name = re.sub(r"[^a-z0-9-]+", "-", f"moe-{run.run_id.lower()}")
@@ -248,7 +231,7 @@ def _image(run: ResolvedRun) -> str:
 
 def _resources(run: ResolvedRun) -> dict[str, Any]:
     """The node's GPUs, or on a CPU its ranks' cores, and what K8S_RESOURCES adds."""
-    name = run.knob("K8S_RESOURCE") or ("cpu" if _on_cpu(run) else "nvidia.com/gpu")
+    name = run.knob("K8S_RESOURCE") or ("cpu" if is_on_cpu(run) else "nvidia.com/gpu")
     resources: dict[str, Any] = {name: int(run.knobs["GPUS_PER_NODE"].value)}
     for key, value in _pairs(run, "K8S_RESOURCES").items():
         if not _QUANTITY.match(value):
@@ -264,19 +247,6 @@ def _capabilities(run: ResolvedRun) -> list[str]:
     """RDMA pins memory; a namespace under the baseline policy would refuse the capability, so others do without."""
     rdma = any("rdma" in name or "hca" in name for name in _pairs(run, "K8S_RESOURCES"))
     return ["IPC_LOCK"] if rdma or run.knob("K8S_HOST_NETWORK") == "1" else []
-
-
-def _seconds(run: ResolvedRun) -> int:
-    """RUN_TIME, in Slurm's [DAYS-]HH:MM:SS, MM:SS or MM."""
-    text = run.knob("RUN_TIME") or "00:20:00"
-    days, _, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if days:
-        parts += [0] * (3 - len(parts))
-    elif len(parts) < 3:
-        parts = [0, *parts, *([0] if len(parts) == 1 else [])]
-    hours, minutes, seconds = parts
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _tolerations(run: ResolvedRun) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_bench.config.run import ResolvedRun
-from moe_bench.launch import queue
+from moe_bench.launch import queue, sbatch
 from moe_bench.launch.directory import RUN_FILE
 from moe_bench.launch.job import record_submission
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
@@ -92,7 +92,7 @@ def submit(
     for array in render(launcher, members, folder, limit=limit, first_number=number):
         script = folder / array.name
         script.write_text(array.script, newline="")
-        job = launcher.submit_array(script)
+        job = sbatch.submit(script)
         sweep = _with_attempts(sweep, array, job)
         write_sweep(folder, sweep)
         _tell_points(folder, array, job)

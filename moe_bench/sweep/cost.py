@@ -1,35 +1,12 @@
-"""Time limits and node-hours. Pure."""
+"""Node-hours. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from moe_bench.errors import ConfigError
 from moe_bench.results.sweep_record import Point
 from moe_bench.units import format_duration
-
-DEFAULT_RUN_TIME = "00:20:00"
-"""What a launch without RUN_TIME asks for."""
-
-
-def seconds(run_time: str, place: str) -> int:
-    """Of Slurm's MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS. Raises ConfigError naming `place`."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", run_time)
-    if match is None:
-        raise ConfigError(f"RUN_TIME={run_time} ({place}) is not a time limit; write HH:MM:SS")
-    days, *rest = match.groups()
-    parts = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, secs = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, secs = parts
-    else:
-        hours, minutes, secs = 0, *(*parts, 0)[:2]
-    total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + secs
-    if total == 0:
-        raise ConfigError(f"RUN_TIME={run_time} ({place}) is no time at all; write HH:MM:SS")
-    return total
 
 
 def node_hours(points: Iterable[Point]) -> float:

@@ -165,7 +165,7 @@ class LocalQueue:
             status = follow(run_dir, bounded, console=self._console)
         except KeyboardInterrupt:
             self._say("interrupted: stopping the ranks ...")
-            local.stop(process, run_dir, has_ended=lambda: has_ended(run_dir, started))
+            local.stop(process, has_ended=lambda: has_ended(run_dir, started))
             if not has_ended(run_dir, started):
                 close_record(run_dir, INTERRUPTED)
             self._end(self._point(point.number), outcome=INTERRUPTED)
@@ -290,7 +290,6 @@ class Bounded:
         self.timed_out = True
         return local.stop(
             self._process,
-            self._run_dir,
             has_ended=lambda: has_ended(self._run_dir, self._started_unix_s),
             patience_s=self._patience_s,
             exit_patience_s=EXIT_PATIENCE_S,

@@ -19,6 +19,7 @@ from moe_bench.config.knobs import KNOBS
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, ResolvedRun, Setting, SweepPoint
 from moe_bench.errors import ConfigError, MoeBenchError
+from moe_bench.launch import time_limit
 from moe_bench.launch.launcher import Launcher, LaunchPlan
 from moe_bench.planner.memory import states
 from moe_bench.results.sweep_record import (
@@ -29,7 +30,7 @@ from moe_bench.results.sweep_record import (
     grouped,
     label,
 )
-from moe_bench.sweep import axes as axes_of, cost
+from moe_bench.sweep import axes as axes_of
 
 MOST_POINTS = 20_000
 _LABEL = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -285,15 +286,13 @@ def _name(values: Mapping[str, str]) -> str:
 
 
 def _point(run: ResolvedRun, rendered: LaunchPlan, number: int, values: Mapping[str, str]) -> Point:
-    knob = run.knobs.get("RUN_TIME")
-    limit = (knob.value, knob.origin.place) if knob else (cost.DEFAULT_RUN_TIME, "default")
     return Point(
         number=number,
         name=run.run_id,
         values=values,
         nodes=int(run.knobs["NNODES"].value),
         ranks=run.world_size,
-        run_time_s=cost.seconds(*limit),
+        run_time_s=time_limit.seconds(run),
         script_sha256=rendered.sha256,
         states_gib=_states_gib(run),
     )

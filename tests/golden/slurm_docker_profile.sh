@@ -42,11 +42,12 @@ srun \
   --cpu-bind=none \
   --open-mode=append \
   --output=/runs/20261121-120000-Tiny-Qwen3-0a1b/logs/rank-%t.log \
-  docker run --rm --gpus all --network host --ipc host --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env MEGATRON_PATH --env MOE_BENCH_RUN_DIR --env OMP_NUM_THREADS --env PYTHONPATH --env SLURM_PROCID --env SLURM_NTASKS --env SLURM_LOCALID --env SLURM_JOB_ID --env SLURM_NODEID --env WANDB_API_KEY --volume /opt/moe_bench:/opt/moe_bench --volume /runs/20261121-120000-Tiny-Qwen3-0a1b:/runs/20261121-120000-Tiny-Qwen3-0a1b --workdir /opt/moe_bench registry.example/moe:1 nsys profile --sample=none --cpuctxsw=none --trace=cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop --cuda-graph-trace=node --force-overwrite=true '--output=/runs/20261121-120000-Tiny-Qwen3-0a1b/profiles/nsys-rank-%q{SLURM_PROCID}' python -m moe_bench.runtime.pretrain \
+  docker run --rm --gpus all --network host --ipc host --ulimit memlock=-1 --env MOE_BENCH_RUN_DIR --env OMP_NUM_THREADS --env PYTHONPATH --env MASTER_ADDR --env MASTER_PORT --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_NTASKS --env SLURM_NTASKS_PER_NODE --env SLURM_PROCID --env SLURM_LOCALID --env WANDB_API_KEY --env HF_TOKEN --volume /opt/moe_bench:/opt/moe_bench --volume /runs/20261121-120000-Tiny-Qwen3-0a1b:/runs/20261121-120000-Tiny-Qwen3-0a1b --workdir /opt/moe_bench registry.example/moe:1 nsys profile --sample=none --cpuctxsw=none --trace=cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop --cuda-graph-trace=node --force-overwrite=true '--output=/runs/20261121-120000-Tiny-Qwen3-0a1b/profiles/nsys-rank-%q{SLURM_PROCID}' /opt/bind.sh python -m moe_bench.runtime.pretrain \
     --num-layers 4 \
     --swiglu \
     --data-path '/data/a b/corpus' \
-    --lr 1e-3 &
+    --lr 1e-3 \
+    --profile &
 step=$!
 rc=0
 while :; do

@@ -36,7 +36,7 @@ LAUNCHER = KubernetesLauncher(project=PROJECT)
 GOLDEN = Path(__file__).parents[2] / "golden"
 IMAGE = "registry.example/moe:1"
 LEAST = {"CONTAINER_IMAGE": IMAGE, "K8S_VOLUMES": "pvc:datasets:/data,host:/raid:/runs"}
-FULL = LEAST | {
+FULL: dict[str, Any] = LEAST | {
     "K8S_NAMESPACE": "train",
     "K8S_NODE_SELECTOR": "gpu=h100",
     "K8S_TOLERATIONS": "nvidia.com/gpu:NoSchedule,team=moe",
@@ -46,11 +46,11 @@ FULL = LEAST | {
     "K8S_QUEUE": "research",
     "K8S_HOST_NETWORK": "1",
     "RUN_TIME": "1-02:00:00",
-    "PROFILE": "nsys",
+    "args": FLAGS | {"--profile": "true"},
 }
 
 
-def rendered(**knobs: str) -> list[dict[str, Any]]:
+def rendered(**knobs: Any) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(LAUNCHER.render(make_run(**knobs)).script))
 
 

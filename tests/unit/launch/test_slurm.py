@@ -31,14 +31,20 @@ CASES = {
         "CONTAINER_IMAGE": "registry.example/moe:1",
         "CONTAINER_RUNTIME": "docker",
         "NNODES": "1",
-        "PROFILE": "1",
+        "BINDPCIE_PATH": "/opt/bind.sh",
     },
 }
+PROFILED = FLAGS | {"--profile": "true"}
+
+
+def golden_script(name: str) -> str:
+    args = PROFILED if "profile" in name else FLAGS
+    return LAUNCHER.render(make_run(args=args, **CASES[name])).script
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_script_is_the_golden_one(name: str) -> None:
-    rendered = LAUNCHER.render(make_run(**CASES[name])).script
+    rendered = golden_script(name)
     golden = GOLDEN / name
     if not golden.exists():
         golden.write_text(rendered)
@@ -48,7 +54,7 @@ def test_script_is_the_golden_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_script_is_valid_bash(name: str) -> None:
-    script = LAUNCHER.render(make_run(**CASES[name])).script
+    script = golden_script(name)
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -180,6 +186,17 @@ def test_only_a_run_that_saves_is_requeued_when_it_stops() -> None:
 def test_zero_requeues_are_none() -> None:
     script = LAUNCHER.render(make_run(MAX_REQUEUES="0")).script
     assert "(( ${SLURM_RESTART_COUNT:-0} >= 0 ))" in script
+    assert "#SBATCH --no-requeue\n" in script
+
+
+def test_nsys_traces_only_where_megatron_starts_its_capture_on_a_gpu() -> None:
+    def words(**flags: str) -> str:
+        args = PROFILED | {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+        return LAUNCHER.render(make_run(args=args)).script
+
+    assert "nsys profile" in words()
+    assert "nsys profile" not in words(use_pytorch_profiler="true")
+    assert "nsys profile" not in words(distributed_backend="gloo")
 
 
 def test_what_whole_nodes_do_not_bring_can_be_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""Time limits as Slurm reads them, and budgets that hold in the worst case."""
+"""Budgets that hold in the worst case."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from moe_bench.errors import ConfigError
 from moe_bench.results.sweep_record import Point
-from moe_bench.sweep.cost import refuse_too_small, seconds, within
+from moe_bench.sweep.cost import refuse_too_small, within
 
 
 def point(number: int, *, nodes: int, run_time_s: int = 3600) -> Point:
@@ -19,27 +19,6 @@ def point(number: int, *, nodes: int, run_time_s: int = 3600) -> Point:
         run_time_s=run_time_s,
         script_sha256="",
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("20", 1200),
-        ("10:30", 630),
-        ("01:02:03", 3723),
-        ("2-12", 216_000),
-        ("1-00:30", 88_200),
-        ("1-00:00:05", 86_405),
-    ],
-)
-def test_every_spelling_of_slurms_time_limit_is_read(text: str, expected: int) -> None:
-    assert seconds(text, "environment") == expected
-
-
-@pytest.mark.parametrize("text", ["soon", "1:2:3:4", "00:00:00", "-1"])
-def test_what_is_no_time_limit_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="RUN_TIME="):
-        seconds(text, "environment")
 
 
 def test_points_that_fit_are_taken_in_order_and_a_large_one_does_not_stop_smaller_ones() -> None:
