@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,24 +31,44 @@ def submit_saving(cluster: Cluster, base: Path, name: str, **knobs: str) -> tupl
     return submit(cluster, base, name, *ENDLESS, *save, **knobs)
 
 
+class Unbroken:
+    """The same training, never stopped: it runs beside a test, for as long as its losses are asked for."""
+
+    def __init__(self, cluster: Cluster, base: Path) -> None:
+        self._cluster = cluster
+        self._base = base
+        self._known: list[float] = []
+        self._begun = 0
+        self._run: tuple[str, Path] | None = None
+
+    def begin(self) -> tuple[str, Path]:
+        """(job id, run directory); submits it unless it runs."""
+        if self._run is None:
+            self._begun += 1
+            name = f"unbroken-{self._begun}"
+            self._run = submit(self._cluster, self._base, name, *ENDLESS, NODELIST="n1,n3")
+        return self._run
+
+    def first(self, count: int) -> list[float]:
+        """The losses of its first steps; it ends there, and begins again only where more are asked for."""
+        if len(self._known) < count:
+            _, run_dir = self.begin()
+            wait_for_step(run_dir, max(count, 100), timeout_s=240)
+            self._known = losses(run_dir)
+            self.end()
+        return self._known[:count]
+
+    def end(self) -> None:
+        if self._run is not None:
+            self._cluster.run("scancel", self._run[0])
+            self._run = None
+
+
 @pytest.fixture(scope="module")
-def unbroken(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], list[float]]:
-    """The losses of the first steps of the same training, never stopped; run again only where more steps are asked for."""
-    known: list[float] = []
-
-    def first(count: int) -> list[float]:
-        if len(known) < count:
-            base = tmp_path_factory.mktemp("unbroken")
-            job, run_dir = submit(
-                cluster, base, "unbroken", *ENDLESS, "--exit-interval", str(max(count, 150))
-            )
-            cluster.wait_for(job, "COMPLETED", timeout_s=240)
-            known[:] = losses(run_dir)
-        return known[:count]
-
-    return first
+def unbroken(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unbroken]:
+    beside = Unbroken(cluster, tmp_path_factory.mktemp("unbroken"))
+    yield beside
+    beside.end()
 
 
 def loaded_steps(run_dir: Path) -> list[int]:
@@ -77,12 +97,14 @@ def resumption(cluster: Cluster, job: str, run_dir: Path, timeout_s: float) -> i
 
 @pytest.mark.timeout(500)
 def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
-    cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
+    cluster: Cluster, tmp_path: Path, unbroken: Unbroken
 ) -> None:
     """A real RUN_TIME, Slurm's shortest, and Slurm's own warning before it."""
     job, run_dir = submit_saving(
         cluster, tmp_path, "limited", RUN_TIME="00:01:00", SIGNAL_BEFORE_S="10"
     )
+    wait_for_step(run_dir, 1)
+    unbroken.begin()
     resumed_at = resumption(cluster, job, run_dir, timeout_s=400)
     wait_for_step(run_dir, resumed_at + GOES_ON)
     shown = cluster.show(job)
@@ -95,12 +117,12 @@ def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
     assert "DUE TO TIME LIMIT" not in log
     made = losses(run_dir)[: resumed_at + GOES_ON]
     assert resumed_at % 20 != 0  # not one of the regular ones: saved because of the warning
-    assert made == unbroken(resumed_at + GOES_ON)
+    assert made == unbroken.first(resumed_at + GOES_ON)
 
 
 @pytest.mark.timeout(500)
 def test_a_dead_node_is_named_and_the_job_goes_on_from_its_checkpoint(
-    cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
+    cluster: Cluster, tmp_path: Path, unbroken: Unbroken
 ) -> None:
     """slurmd and the ranks under it are gone at once, as with a node that loses its power."""
     job, run_dir = submit_saving(cluster, tmp_path, "bereft")
@@ -127,7 +149,7 @@ def test_a_dead_node_is_named_and_the_job_goes_on_from_its_checkpoint(
     said = status(cluster, run_dir)
     assert said.startswith("bereft  running"), said
     made = losses(run_dir)[: resumed_at + GOES_ON]
-    assert made == unbroken(resumed_at + GOES_ON)
+    assert made == unbroken.first(resumed_at + GOES_ON)
     cancelled_for_good(cluster, job, run_dir)
 
 
@@ -146,7 +168,7 @@ def cancelled_for_good(cluster: Cluster, job: str, run_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_submissions_of_one_name_go_on_from_one_another(
-    cluster: Cluster, tmp_path: Path, unbroken: Callable[[int], list[float]]
+    cluster: Cluster, tmp_path: Path, unbroken: Unbroken
 ) -> None:
     chain = {"DEPENDENCY": "singleton", "RUN_NAME": "chained", "MAX_REQUEUES": "0"}
     first_job, first = submit_saving(cluster, tmp_path, "first", **chain)
@@ -162,4 +184,4 @@ def test_two_submissions_of_one_name_go_on_from_one_another(
     assert loaded_steps(second) == [stopped_at]
     assert steps(second)[0] == stopped_at + 1
     together = [*losses(first), *losses(second)][: stopped_at + GOES_ON]
-    assert together == unbroken(stopped_at + GOES_ON)
+    assert together == unbroken.first(stopped_at + GOES_ON)

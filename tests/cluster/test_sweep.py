@@ -64,12 +64,19 @@ def test_a_sweep_runs_as_arrays_by_node_count_within_its_budget(
     sweep = read_sweep(folder)
     assert [point.outcome for point in sweep.points] == [COMPLETED] * 4
     assert sweep.node_hours < 0.7
-    for point in sweep.points:
-        run_dir = folder / point.name
+    run_dirs = [folder / point.name for point in sweep.points]
+    for point, run_dir in zip(sweep.points, run_dirs, strict=True):
         assert len(read_steps(run_dir).records) == 5
         [submission] = json.loads((run_dir / "job.json").read_text())
         assert submission["job_id"] == point.attempts[0].job_id
         assert (run_dir / "logs" / f"slurm-{submission['job_id']}.log").read_text()
+        log = (run_dir / "logs" / "rank-0.log").read_text()
+        assert not any(str(other) in log for other in run_dirs if other != run_dir)
+    elements = [point.attempts[0].job_id for point in sweep.points]
+    assert len(set(elements)) == 4
+    assert sorted(str(element).partition("_")[0] for element in elements) == sorted(
+        [jobs[0][0], jobs[0][0], jobs[1][0], last]
+    )
     status = cluster.run(
         sys.executable, "-m", "moe_bench", "status", "--output-path", str(folder)
     ).stdout
