@@ -1,11 +1,12 @@
 """Tiny random models of awkward shapes, written by transformers, with its own logits on random tokens.
 
-usage: make_hf_models.py OUT                  OUT/NAME/{config.json, *.safetensors}, OUT/NAME.{tokens,logits}.pt
-       make_hf_models.py MODEL TOKENS LOGITS  logits of a model that was not made here
+usage: make_hf_models.py OUT                       OUT/NAME/{config.json, *.safetensors}, OUT/NAME.{tokens,logits}.pt
+       make_hf_models.py {MODEL TOKENS LOGITS}...  logits of models that were not made here
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -237,8 +238,9 @@ def read(folder: str, tokens: str, logits: str) -> None:
         torch.save(model.eval()(torch.load(tokens, weights_only=True)).logits, logits)
 
 
-if __name__ == "__main__" and len(sys.argv) == 4:
-    read(*sys.argv[1:])
+if __name__ == "__main__" and len(sys.argv) > 2:
+    for words in itertools.batched(sys.argv[1:], 3):
+        read(*words)
 elif __name__ == "__main__":
     for model_name, model_config in configs().items():
         make(model_name, model_config, Path(sys.argv[1]))

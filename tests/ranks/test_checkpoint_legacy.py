@@ -17,12 +17,12 @@ from moe_bench.checkpoint.flags import megatron_flags
 from moe_bench.checkpoint.torch_dist import open_torch_dist
 from moe_bench.errors import CheckpointError
 from moe_bench.runtime.logits import CPU_FLAGS
-from tests.ranks.test_checkpoint_logits import run_listed
+from tests.ranks.checkpoint_ranks import run_listed
 from tests.support import hf_models
 
 TRAIN = (
-    "--train-iters 2 --lr 1e-2 --eval-interval 1000 --no-save-rng --no-save-optim --num-workers 0 --split 100,0,0 "
-    "--pipeline-model-parallel-size 2 --seq-length 16 --vocab-size 37 --ckpt-format torch"
+    "--train-iters 2 --global-batch-size 4 --lr 1e-2 --eval-interval 1000 --no-save-rng --no-save-optim "
+    "--num-workers 0 --split 100,0,0 --pipeline-model-parallel-size 2 --seq-length 16 --vocab-size 37 --ckpt-format torch"
 ).split()
 
 

@@ -1,17 +1,12 @@
 """Converted models under Megatron give transformers' own logits, in every layout and both key dialects.
 
-One process makes the models with transformers; one imports Megatron and forks the ranks of every case. Weights are NaN
-before loading, loading is strict about missing keys, and the bound is 5e-6 in float32 on logits of about 1.
+One process makes the models with transformers. Weights are NaN before loading, loading is strict about missing keys, and
+the bound is 5e-6 in float32 on logits of about 1.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ from moe_bench.checkpoint.flags import megatron_flags
 from moe_bench.checkpoint.importing import ImportOptions, run_import
 from moe_bench.checkpoint.plan import plan_import
 from moe_bench.runtime.logits import CPU_FLAGS
+from tests.ranks.checkpoint_ranks import run_listed
 
 HERE = Path(__file__).parent
 BOUND = 5e-6
@@ -134,7 +130,7 @@ TRAPS = {
 
 
 def spelled(case: Case, models: Path, folder: Path) -> dict[str, Any]:
-    """One entry of the rank program's list; imports the model on the way."""
+    """A case as `run_listed` takes it; imports the model on the way."""
     config = json.loads((models / case.family / "config.json").read_text())
     checkpoint = folder / f"{case.family}-{case.dialect}-{case.layer_keys}"
     plan = plan_import(models / case.family, dialect=case.dialect, layer_keys=case.layer_keys)
@@ -163,27 +159,6 @@ def run_cases(cases: list[Case], models: Path, folder: Path) -> tuple[dict[str, 
         if Path(entry["out"]).exists()
     }
     return found, log
-
-
-def run_listed(listed: list[dict[str, Any]], folder: Path) -> str:
-    """Run the rank program's list; return what the ranks said."""
-    (folder / "cases.json").write_text(json.dumps(listed))
-    program = [sys.executable, "-W", "ignore", str(HERE / "checkpoint_ranks.py")]
-    with (folder / "ranks.log").open("w+") as log:
-        process = subprocess.Popen(
-            [*program, str(folder / "cases.json")],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            process.wait(timeout=3500)
-        finally:  # Megatron's checkpoint writers outlive the ranks that saved
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        log.seek(0)
-        return log.read()
 
 
 def distance(found: torch.Tensor, models: Path, family: str) -> float:

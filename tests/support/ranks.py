@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,7 @@ def run_ranks(
     seeds, before `body`; without it only the process group exists. The first rank that raises fails the caller's test
     with its traceback, and the others are ended. `body` may be a closure; what it returns is pickled.
     """
-    from moe_bench.mcore.cpu.embedding import install
-    from moe_bench.runtime.rank import export_for_cpu
-
-    export_for_cpu()
-    with install(local_world_size=world_size), tempfile.TemporaryDirectory() as folder:
-        import_megatron()
+    with megatron(world_size), tempfile.TemporaryDirectory() as folder:
         ranks = [
             _fork(body, rank, world_size, layout, Path(folder) / "store")
             for rank in range(world_size)
@@ -45,14 +40,21 @@ def run_ranks(
         return _collect(ranks, timeout_s)
 
 
-def import_megatron() -> None:
-    """Import what every group needs. The embedding must be in place."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import megatron.training  # noqa: F401
+@contextlib.contextmanager
+def megatron(world_size: int) -> Iterator[None]:
+    """The embedding in place and Megatron imported: what is forked here need not import it again."""
+    from moe_bench.mcore.cpu.embedding import install
+    from moe_bench.runtime.rank import export_for_cpu
 
-        import moe_bench.mcore.entry
-        import moe_bench.mcore.recording  # noqa: F401
+    export_for_cpu()
+    with install(local_world_size=world_size):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import megatron.training  # noqa: F401
+
+            import moe_bench.mcore.entry
+            import moe_bench.mcore.recording  # noqa: F401
+        yield
 
 
 def _fork(
