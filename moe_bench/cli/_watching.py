@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -19,16 +21,24 @@ from moe_bench.errors import RecordError
 from moe_bench.launch import local
 from moe_bench.launch.directory import RUN_FILE
 from moe_bench.launch.launcher import LaunchPlan
+from moe_bench.launch.status import find_failure
 from moe_bench.results.live import follow
 from moe_bench.results.reader import read_events
-from moe_bench.results.records import Event
+from moe_bench.results.state import has_ended
 from moe_bench.results.summary import summarize
 from moe_bench.results.summary_text import print_summary
-from moe_bench.results.triage import diagnose
-from moe_bench.results.writer import RunWriter
+from moe_bench.results.triage import Diagnosis, diagnose
+from moe_bench.results.writer import close_record
 
 _ERROR_LINES = 15
-INTERRUPTED = 130
+
+
+class Told(KeyboardInterrupt):
+    """A signal to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def prepare_demo_corpus(run: ResolvedRun, *, project: Path) -> None:
@@ -44,23 +54,15 @@ def prepare_demo_corpus(run: ResolvedRun, *, project: Path) -> None:
 
 
 def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
-    """Start the plan and show it until its end. Returns the exit code: 0 done, 1 a rank failed, 130 interrupted."""
+    """Start the plan and show it until its end. Returns the exit code: 0 done, 1 a rank failed, 128+N on signal N."""
     print(f"run directory {run.run_dir}", flush=True)
-    process = local.start(plan, run)
-    try:
-        status = follow(run.run_dir, process)
-    except KeyboardInterrupt:
-        saves = "--save" in run.args
-        then = "save and end (Ctrl-C again: end at once)" if saves else "end"
-        print(f"\ninterrupted: after this step the ranks {then} ...", file=sys.stderr, flush=True)
-        patience_s = local.SAVE_PATIENCE_S if saves else local.STEP_PATIENCE_S
-        local.stop(
-            process, run.run_dir, has_ended=lambda: _ended(run.run_dir), patience_s=patience_s
-        )
-        if not _ended(run.run_dir):
-            _close_record(run, "interrupted")
-        _show_summary(run)
-        return INTERRUPTED
+    with _told():
+        process = local.start(plan, run)
+        try:
+            status = follow(run.run_dir, process)
+        except Told as told:
+            _stop(process, run)
+            return 128 + told.number
     if status != 0:
         _show_failure(run, status)
         return status if status == 2 else 1
@@ -68,14 +70,32 @@ def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
     return 0
 
 
-def _ended(run_dir: Path) -> bool:
-    return any(event.event == "end" for event in read_events(run_dir).records)
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Within the block a signal to stop raises Told; one that was ignored before (nohup) still is."""
+
+    def tell(number: int, _frame: object) -> None:
+        raise Told(number)
+
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in stopping if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, tell) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _close_record(run: ResolvedRun, outcome: str) -> None:
-    writer = RunWriter(run.run_dir, source="launcher")
-    writer.event(Event(event="end", time_unix_s=time.time(), fields={"outcome": outcome}))
-    writer.close()
+def _stop(process: subprocess.Popen[bytes], run: ResolvedRun) -> None:
+    saves = "--save" in run.args
+    then = "save and end (Ctrl-C again: end at once)" if saves else "end"
+    print(f"\ninterrupted: after this step the ranks {then} ...", file=sys.stderr, flush=True)
+    patience_s = local.SAVE_PATIENCE_S if saves else local.STEP_PATIENCE_S
+    local.stop(process, has_ended=lambda: has_ended(run.run_dir), patience_s=patience_s)
+    if not has_ended(run.run_dir):
+        close_record(run.run_dir, "interrupted")
+    _show_summary(run)
 
 
 def _show_summary(run: ResolvedRun) -> None:
@@ -110,10 +130,18 @@ def _show_failure(run: ResolvedRun, status: int) -> None:
     print(f"error: the run failed with status {status}; {log} ends:", file=sys.stderr)
     for line in telling_lines(lines):
         print(f"  {line}", file=sys.stderr)
-    diagnosis = diagnose(lines, rules_in_force())
-    if diagnosis:
+    if diagnosis := _diagnosis(run.run_dir / "logs", lines):
         print(f"this looks like: {diagnosis.name}; {diagnosis.what_to_do}", file=sys.stderr)
     print(f"all logs: {run.run_dir / 'logs'}", file=sys.stderr)
+
+
+def _diagnosis(logs: Path, lines: Iterable[str]) -> Diagnosis | None:
+    """By the failing rank's own words, else by the other ranks'."""
+    rules = rules_in_force()
+    if found := diagnose(lines, rules):
+        return found
+    failure = find_failure(logs, rules)
+    return failure.diagnosis if failure else None
 
 
 def first_failing_log(run_dir: Path) -> Path:
@@ -126,10 +154,18 @@ def first_failing_log(run_dir: Path) -> Path:
 
 
 def telling_lines(lines: Iterable[str]) -> list[str]:
-    """The end of the last traceback, or the last lines."""
+    """The end of the last traceback, after what was said before it and the ones that led to it; or the last lines."""
     kept = [line for line in lines if line.strip()]
-    starts = [
-        index for index, line in enumerate(kept) if "Traceback (most recent call last)" in line
-    ]
-    tail = kept[starts[-1] :] if starts else kept
-    return tail[-_ERROR_LINES:]
+    starts = [index for index, line in enumerate(kept) if _TRACEBACK in line]
+    if not starts:
+        return kept[-_ERROR_LINES:]
+    first = last = starts.pop()
+    while starts and any(kept[first - 1].startswith(link) for link in _LINKS):
+        first = starts.pop()
+    return [*kept[max(0, first - _LINES_BEFORE) : first], *kept[last:][-_ERROR_LINES:]]
+
+
+_LINES_BEFORE = 3
+_TRACEBACK = "Traceback (most recent call last)"
+_LINKS = ("The above exception was the direct cause", "During handling of the above exception")
+"""What Python writes between two tracebacks of one failure."""

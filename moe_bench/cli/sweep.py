@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moe_bench.launch.local import LocalLauncher
     from moe_bench.launch.slurm import SlurmLauncher
     from moe_bench.results.sweep_record import Sweep
+    from moe_bench.results.triage import Rule
     from moe_bench.sweep.plan import Asked, Check, SweepPlan
 
 
@@ -270,11 +271,13 @@ def _megatron(asked: Asked) -> Check:
 
 
 def _work(folder: Path, sweep: Sweep, options: Options) -> int:
+    from moe_bench.cli._triage import rules_in_force
     from moe_bench.sweep.directory import locked
 
+    rules = rules_in_force()
     with locked(folder):
         if sweep.where == "slurm":
-            return _submit(folder, sweep, options)
+            return _submit(folder, sweep, options, rules)
         from rich.console import Console
 
         from moe_bench.sweep.local_queue import LocalQueue
@@ -283,6 +286,7 @@ def _work(folder: Path, sweep: Sweep, options: Options) -> int:
             folder,
             sweep,
             retry_failed=options.retry_failed,
+            rules=rules,
             console=Console(highlight=False),
             called=_called(folder),
         )
@@ -302,13 +306,13 @@ def _called(folder: Path) -> str:
     return folder.name if (_base() / "sweeps").resolve() == folder.parent.resolve() else str(folder)
 
 
-def _submit(folder: Path, sweep: Sweep, options: Options) -> int:
+def _submit(folder: Path, sweep: Sweep, options: Options, rules: Sequence[Rule]) -> int:
     from moe_bench.cli._launching import PROJECT
     from moe_bench.launch.slurm import SlurmLauncher
     from moe_bench.results.sweep_record import write_sweep
     from moe_bench.sweep import arrays
 
-    sweep = arrays.refreshed(folder, sweep)
+    sweep = arrays.refreshed(folder, sweep, rules)
     write_sweep(folder, sweep)
     project = Path(request_of((), local=False).environment.get("WORKSPACE") or PROJECT)
     launcher = SlurmLauncher(workspace=project, python=sys.executable)

@@ -6,7 +6,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_bench.errors import LaunchError, RecordError
@@ -56,10 +56,13 @@ class Failure:
     line: str
     diagnosis: Diagnosis | None
 
+    @property
+    def short(self) -> str:
+        """The kind where it is known, else the line."""
+        return self.diagnosis.name if self.diagnosis else self.line
 
-def statuses(
-    run_dirs: Iterable[Path], rules: Sequence[Rule] | None = None
-) -> tuple[list[RunStatus], str | None]:
+
+def statuses(run_dirs: Iterable[Path], rules: Sequence[Rule]) -> tuple[list[RunStatus], str | None]:
     """One status a run, in the order given, and what a scheduler said when it did not answer (files alone are used then)."""
     runs = list(run_dirs)
     submitted = {run_dir: _last_submission(run_dir) for run_dir in runs}
@@ -96,7 +99,7 @@ def _status(
     run_dir: Path,
     submission: Submission | None,
     entries: _Entries,
-    rules: Sequence[Rule] | None,
+    rules: Sequence[Rule],
 ) -> RunStatus:
     job_id = submission.job_id if submission else None
     entry = entries.get((submission.launcher, job_id)) if submission and job_id else None
@@ -176,9 +179,7 @@ def _state_from_files(
     return now.state, why
 
 
-def _failure(
-    logs: Path, state: str, words: LastWords, rules: Sequence[Rule] | None
-) -> Failure | None:
+def _failure(logs: Path, state: str, words: LastWords, rules: Sequence[Rule]) -> Failure | None:
     """What Slurm did to the job outranks what the ranks said of it; a rank's own failure comes first otherwise."""
     outside = diagnose([state.upper().replace(" ", "_")], rules) or (
         diagnose([words.line], rules) if words.line and words.from_outside else None
@@ -190,7 +191,7 @@ def _failure(
     return Failure(rank=None, line=words.line or state, diagnosis=outside)
 
 
-def _first_failure(logs: Path, words: LastWords, rules: Sequence[Rule] | None) -> Failure | None:
+def _first_failure(logs: Path, words: LastWords, rules: Sequence[Rule]) -> Failure | None:
     """Of the rank that srun saw end first: its own words, or srun's where it was killed without any."""
     if words.first_rank is None:
         return None
@@ -217,8 +218,11 @@ def _went_wrong(state: str) -> bool:
     return state not in fine
 
 
-def find_failure(logs: Path, rules: Sequence[Rule] | None = None) -> Failure | None:
-    """The earliest log that ends in an error, by its last write; None when no log holds one."""
+def find_failure(logs: Path, rules: Sequence[Rule]) -> Failure | None:
+    """The earliest log that ends in an error, by its last write; None when no log holds one.
+
+    Where its words are of no known kind, those of the others tell it: some of Megatron's are rank 0's alone.
+    """
     found: list[tuple[float, Failure]] = []
     for path in logs.glob("*.log"):
         lines = _tail(path)
@@ -232,8 +236,10 @@ def find_failure(logs: Path, rules: Sequence[Rule] | None = None) -> Failure | N
         found.append((path.stat().st_mtime, failure))
     if not found:
         return None
-    of_ranks = [one for one in found if one[1].rank is not None]
-    return min(of_ranks or found, key=lambda one: (one[0], one[1].rank or 0))[1]
+    ordered = [one for _, one in sorted(found, key=lambda one: (one[0], one[1].rank or 0))]
+    first = next((one for one in ordered if one.rank is not None), ordered[0])
+    known = (one.diagnosis for one in (first, *ordered) if one.diagnosis is not None)
+    return replace(first, diagnosis=next(known, None))
 
 
 def _tail(path: Path) -> list[str]:

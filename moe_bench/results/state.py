@@ -60,6 +60,12 @@ def state_of(events: tuple[Event, ...], *, steps: tuple[Step, ...], silent_s: fl
     return State.SILENT if silent_s > patience_s else State.RUNNING
 
 
+def has_ended(run_dir: Path, since_unix_s: float = 0.0) -> bool:
+    """Whether the record was closed, in an attempt that began then or later. Raises RecordError."""
+    events = read_events(run_dir).records
+    return any(one.event == "end" and one.time_unix_s >= since_unix_s for one in events)
+
+
 def _outcome(outcome: str) -> State:
     try:
         return State(outcome)

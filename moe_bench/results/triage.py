@@ -90,10 +90,10 @@ def all_rules(project: Path, more: str = "") -> tuple[Rule, ...]:
     return (*own.values(), *(rule for rule in read_rules() if rule.name not in own))
 
 
-def diagnose(lines: Iterable[str], rules: Sequence[Rule] | None = None) -> Diagnosis | None:
-    """The most telling kind found anywhere in `lines`; None when nothing is known. Without `rules`: the builtin ones."""
+def diagnose(lines: Iterable[str], rules: Sequence[Rule]) -> Diagnosis | None:
+    """The most telling kind found anywhere in `lines`; None when nothing is known. `rules`: `all_rules` has them."""
     text = "\n".join(line.strip() for line in lines)
-    for rule in read_rules() if rules is None else rules:
+    for rule in rules:
         # One search of the whole is many times quicker than one a line; a match across lines counts for none of them.
         for match in rule.compiled.finditer(text):
             line = _line_at(text, match.start())

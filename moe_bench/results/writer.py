@@ -54,6 +54,13 @@ class RunWriter:
         self._events.close()
 
 
+def close_record(run_dir: Path, outcome: str) -> None:
+    """Write the `end` that the ranks did not come to write, as the launcher. Raises RecordError."""
+    writer = RunWriter(run_dir, source="launcher")
+    writer.event(Event(event="end", time_unix_s=time.time(), fields={"outcome": outcome}))
+    writer.close()
+
+
 class _AppendOnlyFile:
     """A JSONL file that is opened, with a header line, by its first record."""
 

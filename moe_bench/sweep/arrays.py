@@ -28,6 +28,7 @@ from moe_bench.results.sweep_record import (
     Sweep,
     write_sweep,
 )
+from moe_bench.results.triage import Rule
 from moe_bench.sweep import cost
 from moe_bench.sweep.local_queue import is_left
 
@@ -146,23 +147,25 @@ def in_flight(point: Point) -> bool:
     return bool(point.attempts) and point.attempts[-1].outcome is None
 
 
-def refreshed(folder: Path, sweep: Sweep) -> Sweep:
+def refreshed(folder: Path, sweep: Sweep, rules: Sequence[Rule]) -> Sweep:
     """What became of the points in flight, by Slurm's word and by their own files. Raises LaunchError."""
     jobs = [one.attempts[-1].job_id for one in sweep.points if in_flight(one)]
     entries = queue.query(job for job in jobs if job is not None)
     points = tuple(
-        _refreshed(folder / one.name, one, entries) if in_flight(one) else one
+        _refreshed(folder / one.name, one, entries, rules) if in_flight(one) else one
         for one in sweep.points
     )
     return replace(sweep, points=points)
 
 
-def _refreshed(run_dir: Path, point: Point, entries: Mapping[str, QueueEntry]) -> Point:
+def _refreshed(
+    run_dir: Path, point: Point, entries: Mapping[str, QueueEntry], rules: Sequence[Rule]
+) -> Point:
     *earlier, last = point.attempts
     entry = entries.get(last.job_id or "")
     if entry is not None and not entry.ended:
         return point
-    outcome, why = _outcome(run_dir, entry)
+    outcome, why = _outcome(run_dir, entry, rules)
     hours = point.most_node_hours
     if entry is not None and entry.elapsed:
         hours = min(hours, point.nodes * _elapsed_s(entry.elapsed) / 3600)
@@ -170,7 +173,9 @@ def _refreshed(run_dir: Path, point: Point, entries: Mapping[str, QueueEntry]) -
     return replace(point, attempts=(*earlier, closed))
 
 
-def _outcome(run_dir: Path, entry: QueueEntry | None) -> tuple[str, str | None]:
+def _outcome(
+    run_dir: Path, entry: QueueEntry | None, rules: Sequence[Rule]
+) -> tuple[str, str | None]:
     """By the point's files where they say that it completed, else by Slurm where it still knows the job."""
     state = standing(run_dir).state
     if state is State.COMPLETED:
@@ -179,9 +184,9 @@ def _outcome(run_dir: Path, entry: QueueEntry | None) -> tuple[str, str | None]:
         return INTERRUPTED, entry.state.lower()
     if (entry is not None and entry.state in ("TIMEOUT", "DEADLINE")) or state is State.STOPPED:
         return TIMED_OUT, "its RUN_TIME was over"
-    failure = find_failure(run_dir / "logs")
+    failure = find_failure(run_dir / "logs", rules)
     if failure is not None:
-        return FAILED, failure.diagnosis.name if failure.diagnosis else failure.line
+        return FAILED, failure.short
     if entry is not None and entry.state != "COMPLETED":
         return FAILED, f"Slurm: {entry.state}"
     return LOST, "Slurm no longer knows the job, and its files do not tell of an end"

@@ -7,21 +7,21 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from moe_bench.config.run import ResolvedRun
-from moe_bench.errors import LaunchError, MoeBenchError
+from moe_bench.errors import LaunchError
 from moe_bench.launch import local
 from moe_bench.launch.directory import RUN_FILE
 from moe_bench.launch.launcher import LaunchPlan
 from moe_bench.launch.status import find_failure
 from moe_bench.results.live import follow
-from moe_bench.results.reader import read_events, read_last_steps
-from moe_bench.results.records import Event
+from moe_bench.results.reader import read_last_steps
+from moe_bench.results.state import has_ended
 from moe_bench.results.summary import summarize
 from moe_bench.results.summary_text import format_number
 from moe_bench.results.sweep_record import (
@@ -36,7 +36,8 @@ from moe_bench.results.sweep_record import (
     Sweep,
     write_sweep,
 )
-from moe_bench.results.writer import RunWriter
+from moe_bench.results.triage import Rule
+from moe_bench.results.writer import close_record
 from moe_bench.sweep import cost
 from moe_bench.units import format_duration
 
@@ -61,13 +62,15 @@ class LocalQueue:
         sweep: Sweep,
         *,
         retry_failed: bool,
+        rules: Sequence[Rule],
         console: Console,
         called: str | None = None,
     ) -> None:
-        """`called`: what --resume finds the sweep by; None: its path."""
+        """`rules`: by which failures are named. `called`: what --resume finds the sweep by; None: its path."""
         self._folder = folder
         self._sweep = sweep
         self._retry_failed = retry_failed
+        self._rules = rules
         self._console = console
         self._called = called or str(folder)
         self._holding = False
@@ -182,7 +185,7 @@ class LocalQueue:
         elif status == 0:
             self._end(point, outcome=COMPLETED)
         else:
-            self._end(point, outcome=FAILED, why=_cause(run_dir) or f"status {status}")
+            self._end(point, outcome=FAILED, why=_cause(run_dir, self._rules, status))
         self._say_result(self._point(point.number))
 
     def _say_result(self, point: Point) -> None:
@@ -296,15 +299,9 @@ class Bounded:
         )
 
 
-def _cause(run_dir: Path) -> str | None:
-    """Of a failure, by its logs; None when they do not tell."""
-    try:
-        failure = find_failure(run_dir / "logs")
-    except MoeBenchError as error:  # a user's own triage rules: no reason to leave the other points
-        return str(error)
-    if failure is None:
-        return None
-    return failure.diagnosis.name if failure.diagnosis else failure.line
+def _cause(run_dir: Path, rules: Sequence[Rule], status: int) -> str:
+    failure = find_failure(run_dir / "logs", rules)
+    return failure.short if failure else f"status {status}"
 
 
 def is_left(point: Point, retry: bool) -> bool:
@@ -331,19 +328,6 @@ def out_of_memory_before(point: Point, points: Iterable[Point]) -> Point | None:
 
 def _without_mbs(values: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if name != "MBS"}
-
-
-def has_ended(run_dir: Path, since_unix_s: float) -> bool:
-    """Whether the ranks have closed their record in this attempt."""
-    events = read_events(run_dir).records
-    return any(one.event == "end" and one.time_unix_s >= since_unix_s for one in events)
-
-
-def close_record(run_dir: Path, outcome: str) -> None:
-    """Write the end that the ranks did not come to write."""
-    writer = RunWriter(run_dir, source="launcher")
-    writer.event(Event(event="end", time_unix_s=time.time(), fields={"outcome": outcome}))
-    writer.close()
 
 
 def process_began(pid: int) -> str | None:

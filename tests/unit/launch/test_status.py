@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from moe_bench.launch.job import record_cancellation, record_refusal, record_submission
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
-from moe_bench.launch.status import RunStatus, statuses
+from moe_bench.launch.status import RunStatus, find_failure, statuses
+from moe_bench.results.triage import read_rules
 from tests.support.recorded import say, write_manifest, write_run
 from tests.unit.launch.test_queue import tools
 
@@ -32,7 +34,7 @@ def status(run_dir: Path, monkeypatch: pytest.MonkeyPatch, entry: str | None = N
     (run_dir.parent / "tools").mkdir(exist_ok=True)
     squeue = forgot if entry is None else f"echo '{entry}'"
     tools(run_dir.parent / "tools", monkeypatch, squeue=squeue, sacct=off)
-    [found], trouble = statuses([run_dir])
+    [found], trouble = statuses([run_dir], read_rules())
     assert trouble is None
     return found
 
@@ -148,3 +150,14 @@ def test_the_rank_that_srun_saw_end_first_is_the_one_that_failed(
     assert (found.failure.rank, found.failure.line) == (1, line)
     assert found.failure.diagnosis is not None
     assert found.failure.diagnosis.name == diagnosis
+
+
+def test_words_that_only_another_rank_said_tell_the_first_ranks_failure(tmp_path: Path) -> None:
+    (tmp_path / "rank-1.log").write_text("MoeBenchError: it ended the run; what it said tells why")
+    (tmp_path / "rank-0.log").write_text(
+        ">> '--exit-on-missing-checkpoint' set ... exiting. <<\nError"
+    )
+    os.utime(tmp_path / "rank-1.log", (1, 1))
+    failure = find_failure(tmp_path, read_rules())
+    assert failure is not None
+    assert (failure.rank, failure.short) == (1, "there is no checkpoint")

@@ -23,7 +23,7 @@ def expected(path: Path) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("path", FAILURES, ids=lambda path: path.stem)
 def test_a_failure_is_named_by_its_own_words(path: Path) -> None:
     name, lines = expected(path)
-    found = diagnose(["iteration 1/10 | lm loss: 5.1", *lines, "other ranks end"])
+    found = diagnose(["iteration 1/10 | lm loss: 5.1", *lines, "other ranks end"], read_rules())
     assert found is not None
     assert found.name == name, found
     assert found.line in [line.strip()[:400] for line in lines]
@@ -47,7 +47,8 @@ def test_every_kind_of_the_guide_has_an_excerpt() -> None:
 
 def test_the_cause_wins_over_what_it_led_to() -> None:
     found = diagnose(
-        ["srun: error: n1: task 3: Killed", "torch.OutOfMemoryError: CUDA out of memory"]
+        ["srun: error: n1: task 3: Killed", "torch.OutOfMemoryError: CUDA out of memory"],
+        read_rules(),
     )
     assert found is not None
     assert found.name == "out of GPU memory"
@@ -66,7 +67,7 @@ def test_the_cause_wins_over_what_it_led_to() -> None:
     ],
 )
 def test_what_a_healthy_run_says_is_no_failure(line: str) -> None:
-    assert diagnose([line]) is None
+    assert diagnose([line], read_rules()) is None
 
 
 def test_every_rule_says_what_to_do_and_where_its_words_come_from() -> None:

@@ -31,6 +31,7 @@ from moe_bench.results.sweep_record import (
     read_sweep,
     write_sweep,
 )
+from moe_bench.results.triage import Rule, read_rules
 from moe_bench.sweep.directory import locked
 from moe_bench.sweep.local_queue import LocalQueue, process_began
 from tests.support.projects import REPOSITORY
@@ -39,6 +40,7 @@ from tests.support.recorded import write_manifest, write_run
 TRAIN = '#!/usr/bin/env bash\ncp "${0%/*/*}/recorded/results/"*.jsonl "${0%/*}/results/"\n'
 """Leaves the record of a run that completed."""
 FAIL = "#!/usr/bin/env bash\necho 'torch.OutOfMemoryError: CUDA out of memory'\nexit 1\n"
+BUILT_IN = read_rules()
 SLEEP = "#!/usr/bin/env bash\nexec sleep 600\n"
 
 
@@ -79,12 +81,14 @@ def make(folder: Path, scripts: Sequence[str], *, run_time_s: int = 3600, **swee
     return made
 
 
-def work(folder: Path, *, retry_failed: bool = False, **changes: object) -> tuple[int, str]:
+def work(
+    folder: Path, *, retry_failed: bool = False, rules: Sequence[Rule] = BUILT_IN, **changes: object
+) -> tuple[int, str]:
     """Run the queue to its end: its status, and what it said."""
     said = io.StringIO()
     sweep = replace(read_sweep(folder), **changes)
     queue = LocalQueue(
-        folder, sweep, retry_failed=retry_failed, console=Console(file=said, width=200)
+        folder, sweep, retry_failed=retry_failed, rules=rules, console=Console(file=said, width=200)
     )
     return queue.run(), said.getvalue()
 
@@ -103,6 +107,14 @@ def test_points_run_one_after_another_and_a_failure_does_not_stop_the_rest(tmp_p
     sweep = read_sweep(tmp_path / "s")
     assert [len(point.attempts) for point in sweep.points] == [1, 1, 1]
     assert 0 < sweep.node_hours < 0.1
+
+
+def test_a_failure_is_named_by_the_users_own_rules(tmp_path: Path) -> None:
+    make(tmp_path / "s", ["#!/usr/bin/env bash\necho 'Error: licence server gone'\nexit 1\n"])
+    own = Rule(name="no licence", pattern="licence server", what_to_do="ask for one")
+    _, said = work(tmp_path / "s", rules=(own, *BUILT_IN))
+    assert "point 1 failed" in said
+    assert read_sweep(tmp_path / "s").points[0].attempts[0].why == "no licence"
 
 
 def test_a_second_time_nothing_is_left_and_failed_points_start_only_when_asked(
@@ -228,7 +240,7 @@ def queue_process(folder: Path) -> subprocess.Popen[str]:
         "from moe_bench.results.sweep_record import read_sweep\n"
         "from moe_bench.sweep.local_queue import LocalQueue\n"
         "folder = Path(sys.argv[1])\n"
-        "queue = LocalQueue(folder, read_sweep(folder), retry_failed=False, console=Console(width=200))\n"
+        "queue = LocalQueue(folder, read_sweep(folder), retry_failed=False, rules=(), console=Console(width=200))\n"
         "sys.exit(queue.run())\n"
     )
     return subprocess.Popen(
