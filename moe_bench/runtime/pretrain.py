@@ -25,6 +25,7 @@ from moe_bench.runtime.rank import (
     export,
     export_device,
     export_for_cpu,
+    fill_in,
     rank_context,
 )
 from moe_bench.runtime.stopping import graceful_stop
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str]) -> int:
     """Prepare this process and train. Returns the exit code; a user's error is said without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    argv = fill_in(argv)
     try:
         context = rank_context()
         export(context)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,21 @@ def rank_context() -> RankContext:
         profile=_profile(os.environ.get("MOE_BENCH_PROFILE", "")),
         threads=threads_per_rank(local_world_size),
     )
+
+
+def fill_in(words: Sequence[str]) -> list[str]:
+    """`words`, and this process's variables, with each `${SLURM_...}` that configuration left to the job; 0 where it has none."""
+
+    def filled(text: str) -> str:
+        return _OF_THE_JOB.sub(lambda match: os.environ.get(match[1], "0"), text)
+
+    for name, value in os.environ.items():
+        if "${SLURM_" in value:
+            os.environ[name] = filled(value)
+    return [filled(word) for word in words]
+
+
+_OF_THE_JOB = re.compile(r"\$\{(SLURM_[A-Z0-9_]+)\}")
 
 
 def environment() -> Mapping[str, str]:

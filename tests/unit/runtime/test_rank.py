@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from moe_bench.errors import LaunchError
-from moe_bench.runtime.rank import device_ordinal
+from moe_bench.runtime.rank import device_ordinal, fill_in
 
 
 def test_a_rank_takes_the_device_of_its_number() -> None:
@@ -25,3 +27,13 @@ def test_a_worker_without_a_gpu_of_its_own_is_told_before_nccl_is(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     with pytest.raises(LaunchError, match=f"LOCAL_RANK={local_rank} .* sees {devices} .*2,3"):
         device_ordinal(local_rank, devices)
+
+
+def test_what_is_left_to_the_job_is_filled_in_by_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NODEID", "3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/tmp/triton_${SLURM_NODEID}")
+    assert fill_in(["--x", "a${SLURM_NODEID}_${SLURM_JOB_ID}", "$HOME ${OTHER}"]) == [
+        "--x", "a3_0", "$HOME ${OTHER}",
+    ]  # fmt: skip
+    assert os.environ["TRITON_CACHE_DIR"] == "/tmp/triton_3"
