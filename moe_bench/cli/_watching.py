@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -144,13 +145,21 @@ def _diagnosis(logs: Path, lines: Iterable[str]) -> Diagnosis | None:
     return failure.diagnosis if failure else None
 
 
+_FIRST_FAILED = re.compile(r"^Root Cause.*?^ *rank *: (\d+)", re.MULTILINE | re.DOTALL)
+"""As torchrun says it (torch/distributed/elastic/multiprocessing/errors, 2.11)."""
+
+
 def first_failing_log(run_dir: Path) -> Path:
-    """The log that the record names as the first failing rank's, else the launcher's own."""
+    """The log of the rank that failed first, by the record, else by torchrun; else the launcher's own."""
+    own = run_dir / local.LOG
     for event in read_events(run_dir).records:
-        named = event.fields.get("log")
-        if event.event == "error" and isinstance(named, str) and Path(named).is_file():
-            return Path(named)
-    return run_dir / local.LOG
+        if event.event == "error":
+            named = str(event.fields.get("log", run_dir / "logs" / f"rank-{event.rank}.log"))
+            if Path(named).is_file():
+                return Path(named)
+    found = _FIRST_FAILED.search(own.read_text(errors="replace")) if own.is_file() else None
+    of_rank = run_dir / "logs" / f"rank-{found[1]}.log" if found else own
+    return of_rank if of_rank.is_file() else own
 
 
 def telling_lines(lines: Iterable[str]) -> list[str]:
