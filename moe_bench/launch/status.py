@@ -111,7 +111,7 @@ def _status(
         )
     if submission is not None and submission.refused is not None:
         return RunStatus(
-            run_id=manifest.run_id, model=manifest.model, state="refused", why=submission.refused
+            run_id=run_dir.name, model=manifest.model, state="refused", why=submission.refused
         )
     words = LastWords() if job_id is None else last_words(run_dir / "logs", job_id)
     state, why = _state(now, entry, words, submission)
@@ -121,7 +121,7 @@ def _status(
         statistics.median(s.step_time_s for s in now.last_steps) if now.last_steps else None
     )
     return RunStatus(
-        run_id=manifest.run_id,
+        run_id=run_dir.name,
         model=manifest.model,
         state=state,
         job_id=job_id,

@@ -19,6 +19,9 @@ WORK_FLAGS = (
 )  # fmt: skip
 """Flags that decide how much work a token is: runs that differ in one are not the same workload."""
 
+_NAMES = frozenset({"RUN_ID", "MOE_BENCH_RUN_ID"})
+"""What a run is called is no difference of what it does."""
+
 RATIO_RULE = "ratio of the medians; its bounds divide the ends of the two 95 % intervals, so they hold with at least 90 %"
 
 
@@ -93,7 +96,10 @@ def _differences(
     summaries: Sequence[Summary],
     starts: Sequence[Mapping[str, object]],
 ) -> Iterator[Difference]:
-    own_paths = [summary.run_dir for summary in summaries]
+    own_paths = [
+        manifest.run_dir or summary.run_dir
+        for manifest, summary in zip(manifests, summaries, strict=True)
+    ]
     yield from _of_settings("knob", [m.knobs for m in manifests], own_paths)
     yield from _of_settings("flag", [m.args for m in manifests], own_paths)
     yield from _of_settings("env", [m.env for m in manifests], own_paths)
@@ -117,7 +123,7 @@ def _is_plain(name: str, value: object) -> bool:
 def _of_settings(
     kind: str, layers: Sequence[Mapping[str, Value]], own_paths: Sequence[str]
 ) -> Iterator[Difference]:
-    for name in dict.fromkeys(name for layer in layers for name in layer):
+    for name in dict.fromkeys(name for layer in layers for name in layer if name not in _NAMES):
         settings = [layer.get(name) for layer in layers]
         values = [
             None if setting is None else setting.value.replace(own, "<run directory>")

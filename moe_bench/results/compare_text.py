@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -67,24 +67,29 @@ def _ratio(found: Ratio) -> str:
     return f"{found.ratio:.3f}x ({found.bounds[0]:.3f} to {found.bounds[1]:.3f})"
 
 
+def figure_rows(comparison: Comparison) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What was measured: a name, and each run's value."""
+    rows: tuple[tuple[str, Callable[[Summary], str]], ...] = (
+        ("model", lambda one: one.model),
+        ("routing", lambda one: one.routing_mode),
+        ("ranks", lambda one: "-" if one.world_size is None else str(one.world_size)),
+        ("steps measured", lambda one: str(one.step_time_s.count if one.step_time_s else 0)),
+        ("step time, s", lambda one: _median(one.step_time_s)),
+        ("tokens/s", lambda one: _median(one.tokens_per_s)),
+        ("tokens/s/rank", lambda one: _median(one.tokens_per_s_per_rank)),
+        ("TFLOP/s/GPU", lambda one: _median(one.tflops_per_gpu)),
+        ("last loss", _last_loss),
+        ("memory, GiB", lambda one: _number(max(one.memory_gib, default=None))),
+        ("busiest expert / mean", lambda one: _number(one.balance.worst_max_over_mean if one.balance else None)),
+    )  # fmt: skip
+    for name, value in rows:
+        yield name, tuple(value(summary) for summary in comparison.summaries)
+
+
 def _figures(comparison: Comparison) -> Table:
     table = _table(comparison, first="median of the steady state")
-    summaries = comparison.summaries
-    table.add_row("model", *(Text(summary.model) for summary in summaries))
-    table.add_row("routing", *(Text(summary.routing_mode) for summary in summaries))
-    table.add_row("steps measured", *(_count(summary.step_time_s) for summary in summaries))
-    table.add_row("step time, s", *(_median(summary.step_time_s) for summary in summaries))
-    table.add_row("tokens/s", *(_median(summary.tokens_per_s) for summary in summaries))
-    table.add_row(
-        "tokens/s/rank", *(_median(summary.tokens_per_s_per_rank) for summary in summaries)
-    )
-    table.add_row("TFLOP/s/GPU", *(_median(summary.tflops_per_gpu) for summary in summaries))
-    table.add_row("last loss", *(_last_loss(summary) for summary in summaries))
-    table.add_row("memory, GiB", *(_number(max(s.memory_gib, default=None)) for s in summaries))
-    table.add_row(
-        "busiest expert / mean",
-        *(_number(s.balance.worst_max_over_mean if s.balance else None) for s in summaries),
-    )
+    for name, values in figure_rows(comparison):
+        table.add_row(name, *(Text(value) for value in values))
     return table
 
 
@@ -109,10 +114,6 @@ def _table(comparison: Comparison, *, first: str) -> Table:
 
 def _median(figure: Distribution | None) -> str:
     return _number(figure.median if figure else None)
-
-
-def _count(figure: Distribution | None) -> str:
-    return str(figure.count if figure else 0)
 
 
 def _number(value: float | None) -> str:

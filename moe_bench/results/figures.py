@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_bench.results.reader import read_expert_loads
-from moe_bench.results.records import LM_LOSS, StepBalance, StepRecord
+from moe_bench.results.records import LM_LOSS, StepBalance, StepRecord, told
 from moe_bench.results.summary import Summary
 
 MOST_POINTS = 1500
-"""Of one line; longer runs are thinned evenly."""
+"""Of one line; of a longer run the steps that stand out are kept."""
 MOST_SAMPLES = 100
 """Steps whose expert counts are averaged for the heat map."""
 
 type Trace = dict[str, object]
+"""In plotly's words. A line over the steps has no x but `axis`: which of the page's `StepAxis` it runs along."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepAxis:
+    """Where the points of a line stand, by each of the measures that the page's reader may choose."""
+
+    step: list[int]
+    tokens: list[int]
+    """Consumed since the run's first step ever."""
+    hours: list[float]
+    """Since the first step recorded began, pauses of restarts and evaluations included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """One loss of one evaluation."""
+
+    split: str
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +68,8 @@ class RunSeries:
     """A run's steps with the name and colour it has throughout the page."""
 
     name: str
+    letter: str | None
+    """What plots of several runs call it, where names would leave no room; None for a run alone."""
     color: int
     """Index into the page's palette."""
     run_dir: Path
@@ -53,24 +77,119 @@ class RunSeries:
     measured: tuple[StepBalance, ...]
     """The steady state; all steps when there is none."""
     summary: Summary
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """Of a line in a legend."""
+        return self.letter or self.name
+
+    @property
+    def evaluation_axis(self) -> int:
+        """Of the page's axes; the lines' own is `color`."""
+        return -1 - self.color
+
+
+def step_axes(runs: Sequence[RunSeries]) -> list[StepAxis]:
+    """One for each run's lines in order, then one for each run's evaluations, the last run's first."""
+    axes = [_axis(run.steps, standing_out(run.steps)) for run in runs]
+    for run in reversed(runs):
+        by_step = {step.step: step for step in run.steps}
+        evaluated = [by_step[one.step] for one in run.evaluations if one.step in by_step]
+        axes.append(_axis(run.steps, evaluated))
+    return axes
+
+
+def _axis(steps: Sequence[StepBalance], shown: Sequence[StepBalance]) -> StepAxis:
+    began_s = steps[0].time_unix_s - steps[0].step_time_s if steps else 0.0
+    return StepAxis(
+        step=[step.step for step in shown],
+        tokens=[step.consumed_tokens for step in shown],
+        hours=[round((step.time_unix_s - began_s) / 3600, 5) for step in shown],
+    )
+
+
+def standing_out(steps: Sequence[StepBalance]) -> Sequence[StepBalance]:
+    """All, or of a long run those in which loss, gradient norm, time or balance are the least or most of their stretch.
+
+    So a single spike among thousands of steps is still seen. At most MOST_POINTS.
+    """
+    if len(steps) <= MOST_POINTS:
+        return steps
+    per_stretch = 2 * len(_TELLING)
+    stretches = MOST_POINTS // per_stretch
+    bounds = [len(steps) * index // stretches for index in range(stretches + 1)]
+    kept: set[int] = set()
+    for begin, end in itertools.pairwise(bounds):
+        for telling in _TELLING:
+            values = [
+                (value, at) for at in range(begin, end) if (value := telling(steps[at])) is not None
+            ]
+            if values:
+                kept |= {min(values)[1], max(values)[1]}
+    return [steps[at] for at in sorted(kept)]
+
+
+def _worst_load(step: StepBalance) -> float | None:
+    return max((load.max_over_mean for load in step.expert_load), default=None)
+
+
+_TELLING: tuple[Callable[[StepBalance], float | None], ...] = (
+    lambda step: step.loss,
+    lambda step: step.grad_norm,
+    lambda step: step.step_time_s,
+    _worst_load,
+)
 
 
 def figures(runs: Sequence[RunSeries]) -> list[Figure]:
     """Those for which the runs recorded something."""
     found = [_loss(runs), _tokens_per_s(runs), _step_time(runs), _grad_norm(runs)]
     found += [figure for run in runs for figure in _expert_figures(run, several=len(runs) > 1)]
-    found += [_imbalance(runs), _entropy(runs), _other_losses(runs), _timers(runs), _memory(runs)]
+    found += [_imbalance(runs), _entropy(runs), _other_losses(runs)]
+    found += [_learning_rate(runs), _timers(runs), _memory(runs)]
     found += [_power(runs), _utilization(runs)]
     return [figure for figure in found if figure.traces]
 
 
 def _loss(runs: Sequence[RunSeries]) -> Figure:
+    evaluated = tuple(line for run in runs for line in _evaluation_lines(run, len(runs) > 1))
+    dots = " Dots: evaluations." if evaluated else ""
     return Figure(
         title="Loss",
-        caption="Language-model loss of each step. Lower is better.",
-        traces=_lines(runs, lambda step: step.loss),
+        caption=f"Language-model loss of each step. Lower is better.{dots}",
+        traces=(*_lines(runs, lambda step: step.loss), *evaluated),
         x_title="step",
         y_title="loss",
+    )
+
+
+def _evaluation_lines(run: RunSeries, several: bool) -> Iterator[Trace]:
+    known = {step.step for step in run.steps}
+    shown = [one for one in run.evaluations if one.step in known]
+    for index, split in enumerate(dict.fromkeys(one.split for one in shown)):
+        yield {
+            "type": "scatter",
+            "mode": "markers",
+            "name": html.escape(f"{run.short}: {split}" if several else split),
+            "colorIndex": run.color if several else index + 1,
+            "line": {"width": 1},
+            "marker": {"symbol": _SYMBOLS[index % len(_SYMBOLS)]},
+            "axis": run.evaluation_axis,
+            "y": [_rounded(one.loss) if one.split == split else None for one in shown],
+        }
+
+
+_SYMBOLS = ("circle", "diamond", "square", "cross")
+
+
+def _learning_rate(runs: Sequence[RunSeries]) -> Figure:
+    return Figure(
+        title="Learning rate",
+        caption="Of each step, as the schedule sets it.",
+        traces=_lines(runs, lambda step: step.learning_rate),
+        x_title="step",
+        y_title="learning rate",
     )
 
 
@@ -79,7 +198,7 @@ def _other_losses(runs: Sequence[RunSeries]) -> Figure:
     for run in runs:
         names = dict.fromkeys(n for step in run.steps for n in step.losses if n != LM_LOSS)
         for index, name in enumerate(names):
-            shown = name if len(runs) == 1 else f"{run.name}: {name}"
+            shown = name if len(runs) == 1 else f"{run.short}: {name}"
             line = _line(run, _loss_named(name), name=shown)
             color = index + 1 if len(runs) == 1 else run.color
             traces.append(
@@ -95,6 +214,8 @@ def _other_losses(runs: Sequence[RunSeries]) -> Figure:
 
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_NUM_COLORS = 8
+"""Of the page's palette; runs beyond them are dashed."""
 
 
 def _loss_named(name: str) -> Callable[[StepBalance], float | None]:
@@ -136,9 +257,7 @@ def _imbalance(runs: Sequence[RunSeries]) -> Figure:
     return Figure(
         title="Busiest expert",
         caption="Tokens of the busiest expert over the mean, in the layer where it is worst. 1 is perfect balance.",
-        traces=_lines(
-            runs, lambda step: max((load.max_over_mean for load in step.expert_load), default=None)
-        ),
+        traces=_lines(runs, _worst_load),
         x_title="step",
         y_title="max / mean",
     )
@@ -251,7 +370,7 @@ def _timers(runs: Sequence[RunSeries]) -> Figure:
         {
             "type": "bar",
             "orientation": "h",
-            "name": html.escape(run.name),
+            "name": html.escape(run.short),
             "colorIndex": run.color,
             "x": [_rounded(timers.get(name)) for name in names],
             "y": [html.escape(name) for name in names],
@@ -275,7 +394,7 @@ def _memory(runs: Sequence[RunSeries]) -> Figure:
     traces: list[Trace] = [
         {
             "type": "bar",
-            "name": html.escape(run.name),
+            "name": html.escape(run.short),
             "colorIndex": run.color,
             "x": list(range(len(run.summary.memory_gib))),
             "y": [_rounded(value) for value in run.summary.memory_gib],
@@ -298,7 +417,7 @@ def _power(runs: Sequence[RunSeries]) -> Figure:
     return Figure(
         title="GPU power",
         caption="Sum over all GPUs, as NVML reports it.",
-        traces=_lines(runs, lambda step: sum(gpu.power_w for gpu in step.gpus) or None),
+        traces=_lines(runs, lambda step: sum(told(step.gpus, "power_w")) or None),
         x_title="step",
         y_title="W",
     )
@@ -310,11 +429,15 @@ def _utilization(runs: Sequence[RunSeries]) -> Figure:
         caption="Mean over all GPUs of the share of time in which a kernel ran.",
         traces=_lines(
             runs,
-            lambda step: statistics.fmean(g.utilization for g in step.gpus) if step.gpus else None,
+            lambda step: _mean(told(step.gpus, "utilization")),
         ),
         x_title="step",
         y_title="share",
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _lines(
@@ -333,14 +456,14 @@ def _values(line: Trace) -> list[object]:
 def _line(
     run: RunSeries, value: Callable[[StepBalance], float | None], *, name: str | None = None
 ) -> Trace:
-    shown = _thinned(run.steps, MOST_POINTS)
+    shown = standing_out(run.steps)
     return {
         "type": "scatter",
         "mode": "lines" if len(shown) > 1 else "markers",
-        "name": html.escape(name or run.name),
+        "name": html.escape(name or run.short),
         "colorIndex": run.color,
-        "line": {"width": 2},
-        "x": [step.step for step in shown],
+        "line": {"width": 2, "dash": _DASHES[run.color // _NUM_COLORS % 4]},
+        "axis": run.color,
         "y": [_rounded(value(step)) for step in shown],
     }
 
@@ -363,7 +486,7 @@ def _speed_lines(
 def _only(
     steps: set[int], run: RunSeries, value: Callable[[StepBalance], float | None]
 ) -> list[float | None]:
-    shown = _thinned(run.steps, MOST_POINTS)
+    shown = standing_out(run.steps)
     return [_rounded(value(step)) if step.step in steps else None for step in shown]
 
 

@@ -21,6 +21,7 @@ class ListedRun:
     """One line of `runs`."""
 
     run_id: str
+    """What it is found by: its directory's name."""
     model: str
     state: str
     """A `State`, or "unreadable" with the reason in `trouble`."""
@@ -66,7 +67,7 @@ def _listed(run_dir: Path) -> ListedRun:
         return ListedRun(run_id=run_dir.name, model="?", state="unreadable", trouble=str(error))
     last = now.last_steps[-1] if now.last_steps else None
     return ListedRun(
-        run_id=manifest.run_id,
+        run_id=run_dir.name,
         model=manifest.model,
         state=now.state,
         rehearsal=manifest.rehearsal,

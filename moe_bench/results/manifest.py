@@ -67,6 +67,8 @@ class Manifest:
 
     run_id: str
     model: str
+    run_dir: str | None = None
+    """Where it was when it began, which its values name; it may have been moved since. None where the record does not say."""
     knobs: Mapping[str, Value] = field(default_factory=dict)
     env: Mapping[str, Value] = field(default_factory=dict)
     args: Mapping[str, Value] = field(default_factory=dict)

@@ -6,7 +6,7 @@ W&B and the report mirror them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 STEPS_FILE = "results/steps.jsonl"
@@ -125,14 +125,19 @@ class StepBalance(Step):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuSample:
-    """NVML's view of one GPU at one step."""
+    """NVML's view of one GPU at one step; None for what this GPU does not tell (power of a MIG instance, say)."""
 
     rank: int
-    power_w: float
-    sm_clock_mhz: float
-    utilization: float
+    power_w: float | None
+    sm_clock_mhz: float | None
+    utilization: float | None
     """0 to 1."""
-    memory_used_gib: float
+    memory_used_gib: float | None
+
+
+def told(gpus: Sequence[GpuSample], figure: str) -> list[float]:
+    """That figure of every GPU that tells it."""
+    return [value for gpu in gpus if (value := getattr(gpu, figure)) is not None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

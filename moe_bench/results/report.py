@@ -13,16 +13,16 @@ import msgspec
 
 from moe_bench.errors import MissingExtraError
 from moe_bench.results.compare import Comparison, compare
-from moe_bench.results.compare_text import verdicts
-from moe_bench.results.figures import RunSeries, figures
+from moe_bench.results.compare_text import figure_rows, letter, verdicts
+from moe_bench.results.figures import Evaluation, Figure, RunSeries, StepAxis, figures, step_axes
 from moe_bench.results.manifest import Manifest, Value, read_manifest
 from moe_bench.results.reader import read_events, read_steps
 from moe_bench.results.records import LM_LOSS, Event
 from moe_bench.results.summary import NOT_THE_REAL_MODEL, Summary, steady_steps
-from moe_bench.results.summary_text import format_number, qualifications, summary_rows
+from moe_bench.results.summary_text import format_number, format_share, qualifications, summary_rows
 
 MOST_EVENTS = 500
-"""Shown of each run; the JSONL has all."""
+"""The last ones are shown of each run; the JSONL has all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +50,8 @@ class RunPage:
     """What the page shows of one run."""
 
     name: str
+    letter: str | None
+    """A, B, ...: what the comparison and the plots call it; None for a run alone."""
     color: int
     summary: Summary
     cards: tuple[Card, ...]
@@ -66,7 +68,7 @@ def render_report(run_dirs: Sequence[Path]) -> str:
     comparison = compare(run_dirs)
     manifests = [read_manifest(run_dir) for run_dir in run_dirs]
     pages = [
-        _run_page(summary, manifest, run_dir, index)
+        _run_page(summary, manifest, run_dir, index, several=len(run_dirs) > 1)
         for index, (summary, manifest, run_dir) in enumerate(
             zip(comparison.summaries, manifests, run_dirs, strict=True)
         )
@@ -83,8 +85,9 @@ def render_report(run_dirs: Sequence[Path]) -> str:
             runs=pages,
             differences=comparison.differences,
             verdicts=list(verdicts(comparison)) if len(pages) > 1 else [],
+            measured=list(figure_rows(comparison)),
             figures=shown,
-            figures_json=for_script(shown),
+            page_json=page_json(shown, step_axes(series)),
             plotly_js=plotly_js(),
         )
     )
@@ -106,10 +109,13 @@ def _title(comparison: Comparison) -> str:
     return ", ".join(models)
 
 
-def _run_page(summary: Summary, manifest: Manifest, run_dir: Path, index: int) -> RunPage:
+def _run_page(
+    summary: Summary, manifest: Manifest, run_dir: Path, index: int, *, several: bool
+) -> RunPage:
     events = read_events(run_dir).records
     return RunPage(
         name=summary.run_id,
+        letter=letter(index) if several else None,
         color=index,
         summary=summary,
         cards=tuple(_cards(summary)),
@@ -117,7 +123,7 @@ def _run_page(summary: Summary, manifest: Manifest, run_dir: Path, index: int) -
         qualifications=qualifications(summary),
         settings=tuple(_settings(manifest)),
         events=tuple(
-            _shown_event(event, since=events[0].time_unix_s) for event in events[:MOST_EVENTS]
+            _shown_event(event, since=events[0].time_unix_s) for event in events[-MOST_EVENTS:]
         ),
         num_events=len(events),
     )
@@ -128,12 +134,30 @@ def _series(page: RunPage, run_dir: Path) -> RunSeries:
     measured = steady_steps(steps.records, attempt_starts=steps.attempt_starts)
     return RunSeries(
         name=page.name,
+        letter=page.letter,
         color=page.color,
         run_dir=run_dir,
         steps=steps.records,
         measured=measured or steps.records,
         summary=page.summary,
+        evaluations=tuple(_evaluations(read_events(run_dir).records)),
     )
+
+
+def _evaluations(events: Sequence[Event]) -> Iterator[Evaluation]:
+    for event in events:
+        losses, step = event.fields.get("losses"), event.fields.get("step")
+        if (
+            event.event != "evaluation"
+            or not isinstance(losses, Mapping)
+            or not isinstance(step, int)
+        ):
+            continue
+        loss = losses.get(LM_LOSS)
+        if isinstance(loss, int | float):
+            yield Evaluation(
+                split=str(event.fields.get("split", "validation")), step=step, loss=loss
+            )
 
 
 def _cards(summary: Summary) -> Iterator[Card]:
@@ -154,7 +178,7 @@ def _cards(summary: Summary) -> Iterator[Card]:
             label="Step time",
             value=format_number(summary.step_time_s.median, 3),
             unit="s",
-            detail=f"median of {summary.step_time_s.count} steps, spread {summary.step_time_s.spread:.1%}",
+            detail=f"median of {summary.step_time_s.count} steps, spread {format_share(summary.step_time_s.spread)}",
         )
     if summary.tflops_per_gpu:
         yield Card(
@@ -211,9 +235,9 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def for_script(shown: Sequence[object]) -> str:
-    """JSON that cannot end the script element it stands in, whatever it holds."""
-    text = msgspec.json.encode(shown).decode()
+def page_json(figures: Sequence[Figure], axes: Sequence[StepAxis] = ()) -> str:
+    """JSON for the page's script that cannot end the element it stands in, whatever it holds."""
+    text = msgspec.json.encode({"figures": figures, "axes": axes}).decode()
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -17,7 +17,7 @@ SMALLEST_WARMUP = 3
 LARGEST_WARMUP = 20
 WARMUP_SHARE = 0.1
 WARMUP_RULE = (
-    f"the first {WARMUP_SHARE:.0%} of a start's steps, at least {SMALLEST_WARMUP}, "
+    f"the first {100 * WARMUP_SHARE:.0f} % of a start's steps, at least {SMALLEST_WARMUP}, "
     f"at most {LARGEST_WARMUP}, are warm-up; so are those after each restart"
 )
 NOT_THE_REAL_MODEL = "NOT THE REAL MODEL"

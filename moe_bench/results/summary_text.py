@@ -112,13 +112,18 @@ def format_distribution(figure: Distribution, *, unit: str, digits: int = 4) -> 
     kind = "95 % interval" if figure.interval else "range"
     return (
         f"{format_number(figure.median, digits)} {unit} ({kind} {format_number(low, digits)} to "
-        f"{format_number(high, digits)}, spread {figure.spread:.1%})"
+        f"{format_number(high, digits)}, spread {format_share(figure.spread)})"
     )
 
 
 def format_number(value: float, digits: int = 4) -> str:
     """Significant digits, with separators where the number is large: 12,345 and 0.01235."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def format_share(share: float) -> str:
+    """0.021 -> '2.1 %'."""
+    return f"{100 * share:.1f} %"
 
 
 def _state(summary: Summary) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from moe_bench.results.figures import Figure
-from moe_bench.results.report import for_script, page_environment, plotly_js
+from moe_bench.results.report import page_environment, page_json, plotly_js
 from moe_bench.results.summary import NOT_THE_REAL_MODEL
 from moe_bench.results.sweep_figures import sweep_figures
 from moe_bench.results.sweep_record import Sweep, grouped, label, read_sweep
@@ -51,7 +51,7 @@ def render_sweeps(folders: Sequence[Path]) -> str:
             made=datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
             pages=pages,
             figure_names=FIGURES,
-            figures_json=for_script(shown),
+            page_json=page_json(shown),
             plotly_js=plotly_js(),
         )
     )

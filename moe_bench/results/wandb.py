@@ -23,7 +23,7 @@ from typing import Any
 
 from moe_bench.errors import MissingExtraError
 from moe_bench.results.manifest import Manifest, Value, read_manifest
-from moe_bench.results.records import Event, StepRecord
+from moe_bench.results.records import Event, StepRecord, told
 
 MODES = ("online", "offline", "disabled", "shared")
 DEFAULT_PROJECT = "moe_bench"
@@ -308,12 +308,18 @@ def metrics(record: StepRecord) -> dict[str, object]:
         figures["experts/entropy"] = statistics.fmean(load.entropy for load in loads)
         figures["experts/dead"] = max(load.dead_experts for load in loads)
         figures["experts/dropped_tokens"] = sum(load.dropped_tokens for load in loads)
-    if record.gpus:
-        figures["gpu/power_w"] = sum(gpu.power_w for gpu in record.gpus)
-        figures["gpu/utilization"] = statistics.fmean(gpu.utilization for gpu in record.gpus)
-        figures["gpu/slowest_sm_clock_mhz"] = min(gpu.sm_clock_mhz for gpu in record.gpus)
-        figures["gpu/largest_memory_gib"] = max(gpu.memory_used_gib for gpu in record.gpus)
+    for name, figure, over_gpus in _OF_GPUS:
+        if values := told(record.gpus, figure):
+            figures[f"gpu/{name}"] = over_gpus(values)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+_OF_GPUS: tuple[tuple[str, str, Callable[[list[float]], float]], ...] = (
+    ("power_w", "power_w", sum),
+    ("utilization", "utilization", statistics.fmean),
+    ("slowest_sm_clock_mhz", "sm_clock_mhz", min),
+    ("largest_memory_gib", "memory_used_gib", max),
+)
 
 
 class _Reporting:

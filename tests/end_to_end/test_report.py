@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,16 +69,16 @@ def test_every_plot_of_a_run_is_drawn_offline(browser: object, tmp_path: Path) -
     assert visit.requests == [visit.page.url]
     assert visit.titles() == [
         "Loss", "Speed", "Step time", "Gradient norm", "Expert load", "Imbalance by layer over time",
-        "Busiest expert", "Routing entropy", "Auxiliary losses", "Where a step's time goes", "Memory by rank",
+        "Busiest expert", "Routing entropy", "Auxiliary losses", "Learning rate", "Where a step's time goes", "Memory by rank",
     ]  # fmt: skip
     drawn = visit.page.locator(".plot:has(svg.main-svg)")
-    assert drawn.count() == visit.count(".plot") == 11
+    assert drawn.count() == visit.count(".plot") == 12
     assert visit.count(".plot .heatmaplayer image") == 2
     assert (
-        visit.count(".plot .scatterlayer path.js-line") == 9
+        visit.count(".plot .scatterlayer path.js-line") == 10
     )  # speed and step time have a faded line too
     assert visit.count(".plot .barlayer .point") == 5
-    assert all(visit.page.locator(".plot").nth(i).get_attribute("aria-label") for i in range(11))
+    assert all(visit.page.locator(".plot").nth(i).get_attribute("aria-label") for i in range(12))
 
 
 def test_hostile_names_are_text_and_never_run(browser: object, tmp_path: Path) -> None:
@@ -98,7 +99,37 @@ def test_hostile_names_are_text_and_never_run(browser: object, tmp_path: Path) -
     assert visit.requests == [visit.page.url]
     assert visit.count("img[src=x]") == 0
     assert HOSTILE in visit.page.locator("#events ~ section").first.text_content()
-    assert "<b>a&amp;b" in visit.page.locator(".plot .legendtext").first.text_content()
+    assert "Expert load: <b>a&amp;b" in visit.titles()
+
+
+def test_runs_of_other_batch_sizes_are_laid_over_one_another_by_tokens(
+    browser: object, tmp_path: Path
+) -> None:
+    a, b = write_run(tmp_path / "a", num_steps=60), write_run(tmp_path / "b", num_steps=20)
+    say(RunWriter(a), "evaluation", 40, step=30, split="validation", losses={"lm loss": 2.5})
+    visit = Visit(browser, write_page(tmp_path, a, b))
+    furthest = "document.getElementById('plot-0').data.map((line) => Math.max(...line.x))"
+    assert visit.page.evaluate(furthest) == [60, 20, 30]
+    visit.page.locator("#along").select_option("tokens")
+    assert visit.page.evaluate(furthest) == [60 * 2048, 20 * 2048, 30 * 2048]
+    assert visit.page.locator("#plot-0 .xtitle").text_content() == "tokens consumed"
+    assert visit.page.locator("#plot-0 .legendtext").all_text_contents() == [
+        "A",
+        "B",
+        "A: validation",
+    ]
+    assert visit.said == []
+
+
+def test_a_page_is_printed_dark_on_light(browser: object, tmp_path: Path) -> None:
+    page = write_page(tmp_path, write_run(tmp_path / "a", num_steps=5))
+    visit = Visit(browser, page, scheme="dark")
+    shade = (
+        "getComputedStyle(document.querySelector('.xtick text')).fill.match(/\\d+/g).map(Number)"
+    )
+    assert min(visit.page.evaluate(shade)) > 200
+    visit.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert max(visit.page.evaluate(shade)) < 60
 
 
 def test_the_filter_of_the_configuration_hides_what_does_not_match(
@@ -129,6 +160,19 @@ def test_a_run_without_steps_still_has_a_page(browser: object, tmp_path: Path) -
     assert visit.titles() == []
     assert "recorded no step" in visit.page.content()
     assert "NOT THE REAL MODEL" in visit.page.content()
+
+
+def test_one_spike_among_thousands_of_steps_is_seen(tmp_path: Path) -> None:
+    for spike in (1234, 2345):
+        run = write_run(tmp_path / str(spike), num_steps=4500, spike=spike)
+        [loss, *_] = figures_of(render_report([run]))
+        assert max(loss["traces"][0]["y"]) == 99.0
+        assert len(loss["traces"][0]["y"]) <= 1500
+
+
+def figures_of(page: str) -> list[dict[str, object]]:
+    text = page.split('<script id="page" type="application/json">')[1].split("</script>")[0]
+    return json.loads(text)["figures"]
 
 
 def test_a_long_run_of_many_experts_makes_a_page_of_bounded_size(tmp_path: Path) -> None:

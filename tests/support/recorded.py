@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from moe_bench.config.run import Origin, ResolvedRun, Setting, Substitution
@@ -97,10 +98,11 @@ def write_run(
     num_steps: int = 40,
     step_time_s: float = 0.5,
     finished: bool = True,
+    spike: int | None = None,
     start: Mapping[str, object] | None = None,
     **manifest: object,
 ) -> Path:
-    """A whole run: manifest, events, steps (the first three slow, as first steps are). Returns `run_dir`."""
+    """A whole run: manifest, events, steps (the first three slow, as first steps are; the loss of the step `spike` is 99). Returns `run_dir`."""
     write_manifest(run_dir, **manifest)
     writer = RunWriter(run_dir)
     say(writer, "phase", 0, phase="importing torch and Megatron")
@@ -108,7 +110,10 @@ def write_run(
     say(writer, "embedding", 9, replaced=["torch.cuda.Stream", "torch.cuda.Event"])
     for step in range(1, num_steps + 1):
         slow = 4.0 if step <= 3 else 1.0 + 0.02 * (step % 5)
-        writer.step(step_record(step, train_steps=num_steps, step_time_s=slow * step_time_s))
+        record = step_record(step, train_steps=num_steps, step_time_s=slow * step_time_s)
+        if step == spike:
+            record = replace(record, losses={"lm loss": 99.0})
+        writer.step(record)
     if finished:
         say(writer, "end", 60, outcome="completed", step=num_steps)
     writer.close()
