@@ -88,6 +88,10 @@ def resolve_gathered(
         run = _for_this_machine(run, machine, request, flags)
     elif machine.device == "cpu" and request.environment.get("MOE_BENCH_DEVICE") == "cpu":
         run = cpu.for_machine(run, machine, asked="cpu", knows=flags.knows)  # nodes without GPUs
+    elif request.must_name and machine.torch and not run.knob("CONTAINER_IMAGE"):
+        # A job without an image: its ranks run this very interpreter, with the libraries that it has, on nodes with GPUs.
+        nodes = msgspec.structs.replace(machine, device="cuda", nsys=True)
+        run = cpu.for_machine(run, nodes, asked=None, knows=flags.knows)
     return _checked(corpus.with_ids_alone(run, flags.knows), flags, request)
 
 

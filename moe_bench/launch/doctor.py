@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
+from moe_bench.config.machine import device_files
 from moe_bench.launch import nodes
 from moe_bench.launch.nodes import Node
 from moe_bench.units import GIB, format_bytes
@@ -115,6 +117,8 @@ PACKAGES = (
     ("deep-ep", False),
     ("nvidia-nccl-cu13", False),
     ("nvidia-nccl-cu12", False),
+    ("nvidia-cuda-runtime", False),
+    ("nvidia-cuda-runtime-cu12", False),
     ("nvidia-resiliency-ext", False),
     ("nvidia-ml-py", False),
     ("wandb", False),
@@ -130,7 +134,7 @@ def examine(
     versions = installed_versions()
     yield from _packages(versions)
     yield from _bad_pairs(versions)
-    yield from _gpus()
+    yield from _gpus(versions)
     yield from _slurm(environment)
     yield from _containers()
     yield from _paths(places)
@@ -186,7 +190,7 @@ def _bad_pairs(versions: Mapping[str, str]) -> Iterator[Finding]:
             )
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus(versions: Mapping[str, str]) -> Iterator[Finding]:
     try:
         import pynvml  # noqa: PLC0415 - optional, and only this looks at GPUs
     except ImportError:
@@ -199,25 +203,57 @@ def _gpus() -> Iterator[Finding]:
         return
     try:
         pynvml.nvmlInit()
+        yield _driver(pynvml, versions)
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            yield _gpu(pynvml, index)
     except pynvml.NVMLError as error:
+        files = device_files()
+        found = f"none ({error}); training runs on the CPU over gloo"
         yield Finding(
-            level="note",
+            level="problem" if files else "note",
             subject="GPUs",
-            found=f"none ({error}); training runs on the CPU over gloo",
+            found=f"{files} in /dev, but the driver says: {error}" if files else found,
+            fix="see nvidia-smi: a driver that was updated needs a restart, a container needs --gpus all"
+            if files
+            else "",
         )
-        return
-    yield Finding(level="ok", subject="driver", found=_text(pynvml.nvmlSystemGetDriverVersion()))
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        busy = memory.used > GIB
-        yield Finding(
-            level="note" if busy else "ok",
+
+
+def _driver(nvml: ModuleType, versions: Mapping[str, str]) -> Finding:
+    """A driver runs programs of its own CUDA and of older ones; torch finds no GPU where it is older."""
+    number = nvml.nvmlSystemGetCudaDriverVersion_v2()
+    knows = f"{number // 1000}.{number % 1000 // 10}"
+    found = f"{_text(nvml.nvmlSystemGetDriverVersion())}, for CUDA up to {knows}"
+    runtime = versions.get("nvidia-cuda-runtime") or versions.get("nvidia-cuda-runtime-cu12")
+    if runtime is None or version_tuple(runtime)[0] <= number // 1000:
+        return Finding(level="ok", subject="driver", found=found)
+    return Finding(
+        level="problem",
+        subject="driver",
+        found=f"{found}; torch {versions.get('torch')} is built for CUDA {runtime} and will find no GPU",
+        fix="a newer driver, an image, or torch for an older CUDA (docs/gpu.md)",
+    )
+
+
+def _gpu(nvml: ModuleType, index: int) -> Finding:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        name = _text(nvml.nvmlDeviceGetName(handle))
+    except nvml.NVMLError as error:
+        return Finding(
+            level="problem",
             subject=f"GPU {index}",
-            found=f"{_text(pynvml.nvmlDeviceGetName(handle))}, {format_bytes(memory.used)} of {format_bytes(memory.total)} used",
-            fix="another process holds memory on it: see nvidia-smi" if busy else "",
+            found=str(error),
+            fix=f"see nvidia-smi and dmesg; CUDA_VISIBLE_DEVICES without {index} leaves it out",
         )
-    pynvml.nvmlShutdown()
+    busy = memory.used > GIB
+    return Finding(
+        level="note" if busy else "ok",
+        subject=f"GPU {index}",
+        found=f"{name}, {format_bytes(memory.used)} of {format_bytes(memory.total)} used",
+        fix="another process holds memory on it: see nvidia-smi" if busy else "",
+    )
 
 
 def _slurm(environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -86,6 +86,7 @@ class Project:
         local: bool = False,
         demo_prefix: Path | None = None,
         device: str | None = None,
+        must_name: bool = False,
     ) -> ResolvedRun:
         request = Request(
             environment={
@@ -99,6 +100,7 @@ class Project:
             local=local,
             demo_prefix=demo_prefix,
             device=device,
+            must_name=must_name,
         )
         return resolve_run(request, machine, Identity(run_id="run"))
 

@@ -8,6 +8,7 @@ import pytest
 
 from moe_bench.arguments.emit import argv
 from moe_bench.config.gather import CLUSTERS, COMMON, MODELS, RUNTIME
+from moe_bench.config.machine import Machine
 from moe_bench.errors import ConfigError, MoeBenchError
 from tests.support.projects import CPU, Project, repository
 
@@ -403,3 +404,23 @@ def test_flags_of_a_checkout_that_cannot_be_read_are_passed_on_unless_nearly_kno
         project.resolve(given, ["--moe-router-topkk", "2"])
     with pytest.raises(MoeBenchError, match="no such flag"):
         project.resolve({}, ["--offload-everything-nicely"])
+
+
+@pytest.mark.parametrize(
+    ("given", "has_torch", "layers"),
+    [
+        ({}, True, "local"),
+        ({"CONTAINER_IMAGE": "nvcr.io/nvidia/pytorch:25.12-py3"}, True, "transformer_engine"),
+        ({}, False, "transformer_engine"),
+    ],
+)
+def test_a_job_without_an_image_has_the_layers_of_this_interpreter(
+    project: Project, given: dict[str, str], has_torch: bool, layers: str
+) -> None:
+    project.add_flags("--transformer-impl: transformer_engine")
+    login = Machine(device="cpu", gpus=0, cores=4, torch=has_torch, transformer_engine=False)
+    given = {"CLUSTER": "local"} | given
+    run = project.resolve(given, machine=login, must_name=True, device="cuda")
+    assert run.args["--transformer-impl"].value == layers
+    assert bool(run.substitutions) == (layers == "local")
+    assert "--distributed-backend" not in run.args

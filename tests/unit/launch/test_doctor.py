@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe_bench.launch import nodes
+from tests.support.nvml import HEALTHY, NvmlStub
 from tests.support.projects import REPOSITORY
 
 
@@ -87,3 +89,38 @@ def test_a_clock_is_wrong_only_by_what_the_time_of_asking_cannot_explain() -> No
     first, second = nodes.read(text, asked_s=100.0, answered_s=102.0)
     assert (first.clock_off_s, second.clock_off_s) == (0.0, 5.0)
     assert (first.missing, second.missing) == ((), ("/data x",))
+
+
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> NvmlStub:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the stub of NVIDIA's library")
+    return NvmlStub(tmp_path_factory.mktemp("nvml"))
+
+
+def test_gpus_are_named_with_what_they_hold(tmp_path: Path, nvml: NvmlStub) -> None:
+    nvml.answer(HEALTHY)
+    said = doctor(tmp_path, **nvml.environment).stdout
+    assert "ok      driver: driver 580, for CUDA up to 13.0" in said
+    assert "note    GPU 0: name 1, 1.5 GiB of 80 GiB used" in said
+
+
+@pytest.mark.parametrize("answer", ["first", "memory_used"])
+def test_a_gpu_that_is_lost_is_a_problem_and_the_next_is_still_looked_at(
+    answer: str, tmp_path: Path, nvml: NvmlStub
+) -> None:
+    nvml.answer(HEALTHY | {"count": "2", answer: "!15", "second": "0"})
+    done = doctor(tmp_path, **nvml.environment)
+    assert done.returncode == 1, done.stderr
+    assert "PROBLEM GPU 0: GPU is lost" in done.stdout
+    assert "GPU 1: " in done.stdout
+
+
+def test_a_driver_older_than_torchs_cuda_is_a_problem(tmp_path: Path, nvml: NvmlStub) -> None:
+    pretend_installed(tmp_path / "site", "nvidia-cuda-runtime", "13.0.96")
+    nvml.answer(HEALTHY | {"driver": "550", "cuda": "12040"})
+    path = f"{tmp_path}/site{os.pathsep}{REPOSITORY}"
+    done = doctor(tmp_path, **nvml.environment, PYTHONPATH=path)
+    assert done.returncode == 1
+    assert "PROBLEM driver: driver 550, for CUDA up to 12.4; torch " in done.stdout
+    assert "is built for CUDA 13.0.96 and will find no GPU" in done.stdout
