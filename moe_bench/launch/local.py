@@ -77,7 +77,9 @@ class LocalLauncher:
     def _command(self, run: ResolvedRun) -> list[str]:
         head = self._gpu_words(run) if self._device == "cuda" else self._cpu_words(run)
         before = before_python(run, trace=f"{run.run_dir}/profiles/nsys")
-        return [shlex.join(words) for words in ([*before, *head], *by_flag(argv(run)))]
+        supervisor = ["bash", str(self._project / _TEMPLATES / "local.sh")]
+        ranks = [*supervisor, *before, *head]
+        return [shlex.join(words) for words in (ranks, *by_flag(argv(run)))]
 
     def _cpu_words(self, run: ResolvedRun) -> list[str]:
         ranks = run.knobs["GPUS_PER_NODE"].value

@@ -1,7 +1,9 @@
-"""The script of a GPU node, its ranks started by torchrun, run on a CPU: only the machine it was resolved for differs."""
+"""The script of a GPU node, started by hand, its ranks by torchrun, on a CPU: only the machine it was resolved for differs."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,25 +25,38 @@ def resolved(tmp_path: Path) -> ResolvedRun:
 
 
 def started(run: ResolvedRun) -> subprocess.Popen[bytes]:
+    """As a shell with job control starts it: a process group of its own, to which a terminal sends Ctrl-C."""
     launcher = LocalLauncher(project=REPOSITORY, python=sys.executable, device="cuda")
-    plan = launcher.render(run)
-    directory.create(run, plan)
-    return local.start(plan, run)
+    directory.create(run, launcher.render(run))
+    with (run.run_dir / "said").open("wb") as said:
+        return subprocess.Popen(
+            ["bash", str(run.run_dir / local.SCRIPT)],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
-def test_ranks_below_torchrun_keep_their_logs_and_save_when_they_are_asked_to_stop(
+def test_ranks_below_torchrun_keep_their_logs_and_save_when_the_script_is_interrupted(
     tmp_path: Path,
 ) -> None:
     run = resolved(tmp_path)
     process = started(run)
-    deadline_s = time.monotonic() + 240
-    while not read_steps(run.run_dir).records and time.monotonic() < deadline_s:
-        assert process.poll() is None, (run.run_dir / local.LOG).read_text()
-        time.sleep(0.5)
+    try:
+        deadline_s = time.monotonic() + 240
+        while not read_steps(run.run_dir).records and time.monotonic() < deadline_s:
+            assert process.poll() is None, (run.run_dir / "said").read_text()
+            time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        status = process.wait(timeout=120)
+    finally:
+        while process.poll() is None:  # the third kills
+            process.terminate()
+            time.sleep(1)
 
-    status = local.stop(process, run.run_dir, has_ended=lambda: False, patience_s=120)
-
-    assert status == 0, "torchrun's agent saw its ranks fail"
+    said = (run.run_dir / "said").read_text()
+    assert status == 128 + signal.SIGINT, said
+    assert "Traceback" not in said
     (end,) = (event for event in read_events(run.run_dir).records if event.event == "end")
     last = len(read_steps(run.run_dir).records)
     assert end.fields["outcome"] == "stopped"

@@ -22,7 +22,7 @@ export PROFILE=0
 export WANDB_DIR=/runs/run
 export OMP_NUM_THREADS=2
 
-exec /venv/bin/python -m moe_bench.runtime.local --nproc 4 -- \
+exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m moe_bench.runtime.local --nproc 4 -- \
   --tensor-model-parallel-size 2 \
   --sequence-parallel \
   --pipeline-model-parallel-size 2 \

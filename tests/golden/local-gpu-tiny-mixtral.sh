@@ -22,7 +22,7 @@ export PROFILE=0
 export WANDB_DIR=/runs/run
 export OMP_NUM_THREADS=32
 
-exec /venv/bin/python -m torch.distributed.run --nproc-per-node 2 --nnodes 1 --standalone --no-python bash /project/moe_bench/launch/templates/rank.sh /venv/bin/python -m moe_bench.runtime.pretrain \
+exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m torch.distributed.run --nproc-per-node 2 --nnodes 1 --standalone --no-python bash /project/moe_bench/launch/templates/rank.sh /venv/bin/python -m moe_bench.runtime.pretrain \
   --tensor-model-parallel-size 1 \
   --sequence-parallel \
   --pipeline-model-parallel-size 1 \

@@ -28,7 +28,7 @@ export PROFILE=0
 export WANDB_DIR=/runs/run
 export OMP_NUM_THREADS=2
 
-exec /venv/bin/python -m moe_bench.runtime.local --nproc 4 -- \
+exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m moe_bench.runtime.local --nproc 4 -- \
   --distributed-timeout-minutes 60 \
   --tensor-model-parallel-size 1 \
   --sequence-parallel \

@@ -6,6 +6,7 @@ set -euo pipefail
 results="$MOE_BENCH_RUN_DIR/results" signal=0 hurry=''
 rm -f "$results/stop"
 
+# shellcheck disable=SC2329 # the traps call it
 stop() { # stop NUMBER: the first time ask, where there is a step to save, then make the ranks end, then kill them
   signal=$1
   if [[ -z "$hurry" && ! -e "$results/stop" && -s "$results/steps.jsonl" ]]; then

@@ -88,7 +88,8 @@ def hostile_run(tmp_path: Path) -> ResolvedRun:
         f"--flag-{index}": Setting(value=text, origin=origin, words=(text,))
         for index, text in enumerate(HOSTILE)
     }
-    env = {
+    env = {"MOE_BENCH_RUN_DIR": Setting(value=str(tmp_path / "run dir"), origin=origin)}
+    env |= {
         f"VARIABLE_{index}": Setting(value=text, origin=origin)
         for index, text in enumerate(HOSTILE)
     }
@@ -100,6 +101,7 @@ def test_every_word_reaches_the_program_exactly_and_nothing_is_run(tmp_path: Pat
     program = tmp_path / "python program"
     program.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@"\nenv -0 | grep -z "^VARIABLE_"\n')
     program.chmod(0o755)
+    (tmp_path / "moe_bench").symlink_to(REPOSITORY / "moe_bench")
     run = hostile_run(tmp_path)
     plan = LocalLauncher(project=tmp_path, python=str(program), device="cpu").render(run)
     done = subprocess.run(
