@@ -38,6 +38,11 @@ def format_count(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def format_loss(loss: float) -> str:
+    """2.69314 -> '2.6931'; one that has exploded in three digits: '3.2e+38'."""
+    return f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.3g}"
+
+
 def format_rate(tokens_per_s: float) -> str:
     """3300.4 -> '3,300 tokens/s'."""
     return f"{tokens_per_s:,.0f} tokens/s"

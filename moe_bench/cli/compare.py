@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -33,4 +34,6 @@ def command(runs: tuple[str, ...], runs_folder: Path, *, as_json: bool) -> None:
 
     from moe_bench.results.compare_text import print_comparison
 
-    print_comparison(comparison, Console(highlight=False))
+    # In a file nothing needs to be folded to a terminal's width.
+    width = None if sys.stdout.isatty() else 40 + 60 * len(runs)
+    print_comparison(comparison, Console(highlight=False, width=width))

@@ -13,8 +13,9 @@ from moe_bench.cli._runs_folder import runs_folder_option
 @runs_folder_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(runs_folder: Path, *, as_json: bool) -> None:
-    """List runs, newest first: model, state, steps, speed, loss."""
-    from moe_bench.results.listing import list_runs, listing_table
+    """List runs, newest first: model, state, steps, speed, loss; and sweeps."""
+    from moe_bench.results.listing import list_runs, listing_lines
+    from moe_bench.results.sweep_record import newest_sweeps
 
     runs = list_runs(runs_folder)
     if as_json:
@@ -23,9 +24,15 @@ def command(runs_folder: Path, *, as_json: bool) -> None:
         for run in runs:
             print(msgspec.json.encode(run).decode())
         return
-    if not runs:
+    if not runs and not newest_sweeps(runs_folder):
         print(f"no runs in {runs_folder} yet; start one with: bash ./interactive_benchmarking.sh")
         return
-    from rich.console import Console
+    for line in listing_lines(runs):
+        print(line)
+    sweeps = [folder.name for folder in newest_sweeps(runs_folder)]
+    if sweeps:
+        more = f" and {len(sweeps) - _MOST_SWEEPS} more" if len(sweeps) > _MOST_SWEEPS else ""
+        print(f"sweeps, for status, summarize and report: {', '.join(sweeps[:_MOST_SWEEPS])}{more}")
 
-    Console(highlight=False).print(listing_table(runs))
+
+_MOST_SWEEPS = 10

@@ -11,6 +11,7 @@ from moe_bench.cli._runs_folder import runs_folder_option
 from moe_bench.cli._triage import rules_in_force
 from moe_bench.launch.status import RunStatus, statuses
 from moe_bench.results.manifest import RUN_FILE, locate_run, run_dirs
+from moe_bench.results.sweep_record import find_sweep, read_sweep
 from moe_bench.units import format_duration, format_rate
 
 
@@ -24,9 +25,9 @@ from moe_bench.units import format_duration, format_rate
     help="Newest runs shown when no RUN is named; 0 for all.",
 )
 def command(run: str | None, runs_folder: Path, most: int) -> None:
-    """Show where RUN stands, or the newest runs. Works from files alone where Slurm does not answer."""
+    """Show where RUN stands (or each point of a sweep), or the newest runs. Works from files alone where Slurm does not answer."""
     if run is not None:
-        chosen = [locate_run(run, base=runs_folder)]
+        chosen = _named(run, runs_folder)
     else:
         found = sorted(
             run_dirs(runs_folder), key=lambda d: (d / RUN_FILE).stat().st_mtime_ns, reverse=True
@@ -41,6 +42,14 @@ def command(run: str | None, runs_folder: Path, most: int) -> None:
     for one in found_statuses:
         for line in _lines(one):
             print(line)
+
+
+def _named(name: str, runs_folder: Path) -> list[Path]:
+    """The run, or the points of the sweep, of that name. Raises RecordError."""
+    sweep = find_sweep(name, base=runs_folder)
+    if sweep is None:
+        return [locate_run(name, base=runs_folder)]
+    return [sweep / point.name for point in read_sweep(sweep).points]
 
 
 def _lines(one: RunStatus) -> list[str]:

@@ -332,7 +332,7 @@ def _submit(folder: Path, sweep: Sweep, options: Options, rules: Sequence[Rule])
         if submitted
         else f"nothing to submit; {flying} points wait or run"
     )
-    print(f"watch: python -m moe_bench status --output-path {folder}")
+    print(f"watch: python -m moe_bench status {_called(folder)}")
     print(f"results: python -m moe_bench summarize {_called(folder)}")
     return 0
 

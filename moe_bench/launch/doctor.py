@@ -277,6 +277,13 @@ def _slurm(environment: Mapping[str, str]) -> Iterator[Finding]:
     if "disabled" in (accounting or ""):
         without = "off; `status` reads squeue and the run's own files"
         yield Finding(level="note", subject="accounting", found=without)
+    if re.search(r"AccountingStoreFlags.*job_env", _said(["scontrol", "show", "config"]) or ""):
+        yield Finding(
+            level="note",
+            subject="accounting",
+            found="keeps every job's environment (job_env), secrets in it too",
+            fix="unset WANDB_API_KEY and HF_TOKEN before you submit; docs/clusters.md says what to use in their place",
+        )
 
 
 def _containers() -> Iterator[Finding]:

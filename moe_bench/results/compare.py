@@ -145,10 +145,24 @@ def obstacles(
     first: Summary, other: Summary, first_manifest: Manifest, manifest: Manifest
 ) -> Iterator[str]:
     """Why the two must not be ranked against each other; nothing when they may."""
+    yield from other_work(first, other, first_manifest, manifest)
+    if other.rehearsal or first.rehearsal:
+        yield stand_in(other)
+    if not (first.steady and other.steady):
+        yield "a run has no steps beyond its warm-up"
+
+
+def stand_in(summary: Summary) -> str:
+    """Why a rehearsal is not ranked."""
+    return f"{NOT_THE_REAL_MODEL}: a rehearsal's speed says nothing of {summary.model}"
+
+
+def other_work(
+    first: Summary, other: Summary, first_manifest: Manifest, manifest: Manifest
+) -> Iterator[str]:
+    """What makes a token of the one another amount of work than a token of the other."""
     if other.model != first.model:
         yield f"another model: {other.model} against {first.model}"
-    if other.rehearsal or first.rehearsal:
-        yield f"{NOT_THE_REAL_MODEL}: a rehearsal's speed says nothing of {other.model}"
     if other.routing_mode != first.routing_mode:
         yield (
             f"another routing mode: {other.routing_mode} against {first.routing_mode}, "
@@ -161,8 +175,6 @@ def obstacles(
     ]
     if unlike and other.model == first.model:
         yield f"another amount of work for a token: {', '.join(unlike)}"
-    if not (first.steady and other.steady):
-        yield "a run has no steps beyond its warm-up"
 
 
 def _shown(setting: Value | None) -> str:

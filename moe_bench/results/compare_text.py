@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moe_bench.results.columns import columns
 from moe_bench.results.compare import RATIO_RULE, Comparison, Ratio
 from moe_bench.results.distribution import Distribution
 from moe_bench.results.records import LM_LOSS
 from moe_bench.results.summary import Summary
 from moe_bench.results.summary_text import format_number, qualifications, rehearsal_banner
+from moe_bench.units import format_loss
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -20,7 +22,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for index, summary in enumerate(comparison.summaries):
         console.print(f"{letter(index)}  {summary.run_id}", markup=False, soft_wrap=True)
     console.print()
-    console.print(_figures(comparison))
+    for line in _figures(comparison):
+        console.print(line, markup=False, soft_wrap=True)
     console.print()
     if comparison.differences:
         console.print(_differences(comparison))
@@ -86,29 +89,23 @@ def figure_rows(comparison: Comparison) -> Iterator[tuple[str, tuple[str, ...]]]
         yield name, tuple(value(summary) for summary in comparison.summaries)
 
 
-def _figures(comparison: Comparison) -> Table:
-    table = _table(comparison, first="median of the steady state")
-    for name, values in figure_rows(comparison):
-        table.add_row(name, *(Text(value) for value in values))
-    return table
+def _figures(comparison: Comparison) -> list[str]:
+    letters = (letter(index) for index in range(len(comparison.summaries)))
+    rows = ([name, *values] for name, values in figure_rows(comparison))
+    return columns([["median of the steady state", *letters], *rows])
 
 
 def _differences(comparison: Comparison) -> Table:
-    table = _table(comparison, first="what differs")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("what differs", overflow="fold")
+    for index in range(len(comparison.summaries)):
+        table.add_column(letter(index), overflow="fold")
     for difference in comparison.differences:
         cells = [
             Text("-" if value is None else value).append(f"\n{place}" if place else "", style="dim")
             for value, place in zip(difference.values, difference.places, strict=True)
         ]
         table.add_row(Text(f"{difference.kind} {difference.name}"), *cells)
-    return table
-
-
-def _table(comparison: Comparison, *, first: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for index in range(len(comparison.summaries)):
-        table.add_column(letter(index), overflow="fold")
     return table
 
 
@@ -124,4 +121,4 @@ def _last_loss(summary: Summary) -> str:
     course = summary.losses.get(LM_LOSS)
     if course is None:
         return "-"
-    return "not finite" if course.last is None else f"{course.last:.4f}"
+    return "not finite" if course.last is None else format_loss(course.last)

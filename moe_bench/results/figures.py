@@ -76,6 +76,8 @@ class RunSeries:
     steps: tuple[StepBalance, ...]
     measured: tuple[StepBalance, ...]
     """The steady state; all steps when there is none."""
+    shown: tuple[StepBalance, ...]
+    """Those that lines are drawn of: `standing_out`."""
     summary: Summary
     evaluations: tuple[Evaluation, ...] = ()
 
@@ -92,7 +94,7 @@ class RunSeries:
 
 def step_axes(runs: Sequence[RunSeries]) -> list[StepAxis]:
     """One for each run's lines in order, then one for each run's evaluations, the last run's first."""
-    axes = [_axis(run.steps, standing_out(run.steps)) for run in runs]
+    axes = [_axis(run.steps, run.shown) for run in runs]
     for run in reversed(runs):
         by_step = {step.step: step for step in run.steps}
         evaluated = [by_step[one.step] for one in run.evaluations if one.step in by_step]
@@ -109,7 +111,7 @@ def _axis(steps: Sequence[StepBalance], shown: Sequence[StepBalance]) -> StepAxi
     )
 
 
-def standing_out(steps: Sequence[StepBalance]) -> Sequence[StepBalance]:
+def standing_out(steps: tuple[StepBalance, ...]) -> tuple[StepBalance, ...]:
     """All, or of a long run those in which loss, gradient norm, time or balance are the least or most of their stretch.
 
     So a single spike among thousands of steps is still seen. At most MOST_POINTS.
@@ -127,7 +129,7 @@ def standing_out(steps: Sequence[StepBalance]) -> Sequence[StepBalance]:
             ]
             if values:
                 kept |= {min(values)[1], max(values)[1]}
-    return [steps[at] for at in sorted(kept)]
+    return tuple(steps[at] for at in sorted(kept))
 
 
 def _worst_load(step: StepBalance) -> float | None:
@@ -456,15 +458,14 @@ def _values(line: Trace) -> list[object]:
 def _line(
     run: RunSeries, value: Callable[[StepBalance], float | None], *, name: str | None = None
 ) -> Trace:
-    shown = standing_out(run.steps)
     return {
         "type": "scatter",
-        "mode": "lines" if len(shown) > 1 else "markers",
+        "mode": "lines" if len(run.shown) > 1 else "markers",
         "name": html.escape(name or run.short),
         "colorIndex": run.color,
         "line": {"width": 2, "dash": _DASHES[run.color // _NUM_COLORS % 4]},
         "axis": run.color,
-        "y": [_rounded(value(step)) for step in shown],
+        "y": [_rounded(value(step)) for step in run.shown],
     }
 
 
@@ -486,8 +487,7 @@ def _speed_lines(
 def _only(
     steps: set[int], run: RunSeries, value: Callable[[StepBalance], float | None]
 ) -> list[float | None]:
-    shown = standing_out(run.steps)
-    return [_rounded(value(step)) if step.step in steps else None for step in shown]
+    return [_rounded(value(step)) if step.step in steps else None for step in run.shown]
 
 
 def _thinned[T](items: Sequence[T], most: int) -> Sequence[T]:

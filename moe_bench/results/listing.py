@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from moe_bench.errors import RecordError
+from moe_bench.results.columns import columns
 from moe_bench.results.manifest import RUN_FILE, read_manifest, run_dirs
 from moe_bench.results.state import standing
-from moe_bench.units import format_rate
+from moe_bench.units import format_loss, format_rate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,19 +42,23 @@ def list_runs(base: Path) -> list[ListedRun]:
     return [_listed(run_dir) for run_dir in newest_first]
 
 
-def listing_table(runs: Sequence[ListedRun]) -> Table:
-    """For a terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    table.add_column("model", overflow="fold")
-    table.add_column("state")
-    for name in ("steps", "speed", "loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for run in runs:
-        model = f"{run.model} (rehearsal)" if run.rehearsal else run.model
-        state = f"{run.state}: {run.trouble}" if run.trouble else run.state
-        table.add_row(Text(run.run_id), Text(model), Text(state), *_figures(run))
-    return table
+def listing_lines(runs: Sequence[ListedRun]) -> Iterator[str]:
+    """For a terminal or a file: a line a run, never folded; what is wrong with one stands below it."""
+    rows = [
+        [
+            run.run_id,
+            f"{run.model} (rehearsal)" if run.rehearsal else run.model,
+            run.state,
+            *_figures(run),
+        ]
+        for run in runs
+    ]
+    header, *lines = columns([["run", "model", "state", "steps", "speed", "loss"], *rows])
+    yield header
+    for run, line in zip(runs, lines, strict=True):
+        yield line
+        if run.trouble:
+            yield f"  {run.trouble}"
 
 
 def _listed(run_dir: Path) -> ListedRun:
@@ -82,5 +84,5 @@ def _figures(run: ListedRun) -> tuple[str, str, str]:
     return (
         "-" if run.step is None else f"{run.step}/{run.train_steps}",
         "-" if run.tokens_per_s is None else format_rate(run.tokens_per_s),
-        "-" if run.loss is None else f"{run.loss:.4f}",
+        "-" if run.loss is None else format_loss(run.loss),
     )

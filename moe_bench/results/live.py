@@ -19,7 +19,7 @@ from rich.text import Text
 
 from moe_bench.results.reader import Tail, event_files, tail_events, tail_steps
 from moe_bench.results.records import LM_LOSS, Event, StepBalance
-from moe_bench.units import format_duration, format_rate
+from moe_bench.units import format_duration, format_loss, format_rate
 
 _POLL_S = 0.2
 _RECENT_STEPS = 20
@@ -166,7 +166,7 @@ def _losses(losses: object) -> str:
     if not isinstance(losses, Mapping):
         return "no losses"
     return ", ".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        f"{name} {format_loss(value)}" if isinstance(value, float) else f"{name} {value}"
         for name, value in losses.items()
     )
 
@@ -280,7 +280,7 @@ def _figures(watch: Watch, step: StepBalance) -> list[tuple[str, str]]:
     """Names and values in the order in which they are shown."""
     figures: list[tuple[str, str]] = []
     if step.loss is not None:
-        figures.append(("loss", f"{step.loss:.4f}"))
+        figures.append(("loss", format_loss(step.loss)))
     elif LM_LOSS in step.losses:
         figures.append(("loss", f"NOT FINITE ({step.not_finite.get(LM_LOSS, 'null')})"))
     if step.skipped:

@@ -6,6 +6,7 @@ the record of another version can still be summarised and compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,8 @@ class Manifest:
         nodes, per_node = self.knobs.get("NNODES"), self.knobs.get("GPUS_PER_NODE")
         if nodes is None or per_node is None:
             return None
-        return int(nodes.value) * int(per_node.value)
+        sizes = (nodes.value, per_node.value)
+        return math.prod(map(int, sizes)) if all(map(str.isdecimal, sizes)) else None
 
 
 _decode = msgspec.json.Decoder(Manifest).decode
@@ -100,6 +102,10 @@ def read_manifest(run_dir: Path) -> Manifest:
         raise RecordError(
             f"{path}: no such file; {run_dir} is not a run directory. "
             "`python -m moe_bench runs` lists those there are"
+        ) from error
+    except OSError as error:
+        raise RecordError(
+            f"{path} cannot be read: {error.strerror}; mend what it is, or who may read it"
         ) from error
     except msgspec.MsgspecError as error:
         raise RecordError(f"{path}: not the record of a run: {error}") from error

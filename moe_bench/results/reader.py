@@ -6,6 +6,7 @@ error. A line that cannot be read anywhere else means that the file was damaged,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_steps(run_dir: Path) -> Records[StepBalance]:
 
 
 def read_expert_loads(run_dir: Path, steps: frozenset[int]) -> tuple[StepRecord, ...]:
-    """The full records, with the count of each expert, of the steps asked for. Raises RecordError."""
+    """The full records of those of the steps asked for that hold each expert's count: another version may not have written it."""
     path = run_dir / STEPS_FILE
     if not path.is_file():
         return ()
@@ -57,7 +58,11 @@ def read_expert_loads(run_dir: Path, steps: frozenset[int]) -> tuple[StepRecord,
             step = _step_number(line)
             if step in steps:
                 wanted[step] = line
-    return tuple(_decode_full(line) for _, line in sorted(wanted.items()))
+    found: list[StepRecord] = []
+    for _, line in sorted(wanted.items()):
+        with contextlib.suppress(msgspec.MsgspecError):
+            found.append(_decode_full(line))
+    return tuple(found)
 
 
 def read_events(run_dir: Path) -> Records[Event]:
@@ -80,20 +85,10 @@ def read_last_steps(run_dir: Path, count: int) -> tuple[Step, ...]:
     path = run_dir / STEPS_FILE
     if not path.is_file():
         return ()
-    found: list[Step] = []
-    for line in _lines_backwards(path):
-        if not line or line.startswith(_HEADER_START):
-            continue
-        try:
-            step = _decode_step(line)
-        except msgspec.MsgspecError:
-            continue  # the torn end; a full reading refuses damage elsewhere
-        if found and step.step >= found[-1].step:
-            continue  # made again after a restart
-        found.append(step)
-        if len(found) == count:
-            break
-    return tuple(reversed(found))
+    try:
+        return _last_steps(path, count)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 class Tail[T]:
@@ -151,6 +146,8 @@ def _read_file[T](path: Path, *, kind: str, decode: Callable[[bytes], T]) -> Rec
         data = path.read_bytes()
     except FileNotFoundError:
         return Records(records=())
+    except OSError as error:
+        raise _unreadable(path, error) from error
     lines = data.splitlines()
     records: list[T] = []
     torn: list[str] = []
@@ -182,6 +179,12 @@ def _check_header(header: Header, *, path: Path, number: int, kind: str) -> None
             f"{path}:{number}: record format {header.version} is newer than this moe_bench, which "
             f"reads up to {FORMAT_VERSION}; read it with the version that wrote it"
         )
+
+
+def _unreadable(path: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"{path} cannot be read: {error.strerror}; mend what it is, or who may read it"
+    )
 
 
 def _damaged(path: Path, number: int, error: msgspec.MsgspecError) -> RecordError:
@@ -221,6 +224,23 @@ def _step_number(line: bytes) -> int | None:
         return _decode_step_number(line).step
     except msgspec.MsgspecError:
         return None
+
+
+def _last_steps(path: Path, count: int) -> tuple[Step, ...]:
+    found: list[Step] = []
+    for line in _lines_backwards(path):
+        if not line or line.startswith(_HEADER_START):
+            continue
+        try:
+            step = _decode_step(line)
+        except msgspec.MsgspecError:
+            continue  # the torn end; a full reading refuses damage elsewhere
+        if found and step.step >= found[-1].step:
+            continue  # made again after a restart
+        found.append(step)
+        if len(found) == count:
+            break
+    return tuple(reversed(found))
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:

@@ -14,12 +14,21 @@ import msgspec
 from moe_bench.errors import MissingExtraError
 from moe_bench.results.compare import Comparison, compare
 from moe_bench.results.compare_text import figure_rows, letter, verdicts
-from moe_bench.results.figures import Evaluation, Figure, RunSeries, StepAxis, figures, step_axes
+from moe_bench.results.figures import (
+    Evaluation,
+    Figure,
+    RunSeries,
+    StepAxis,
+    figures,
+    standing_out,
+    step_axes,
+)
 from moe_bench.results.manifest import Manifest, Value, read_manifest
 from moe_bench.results.reader import read_events, read_steps
 from moe_bench.results.records import LM_LOSS, Event
 from moe_bench.results.summary import NOT_THE_REAL_MODEL, Summary, steady_steps
 from moe_bench.results.summary_text import format_number, format_share, qualifications, summary_rows
+from moe_bench.units import format_loss
 
 MOST_EVENTS = 500
 """The last ones are shown of each run; the JSONL has all."""
@@ -139,6 +148,7 @@ def _series(page: RunPage, run_dir: Path) -> RunSeries:
         run_dir=run_dir,
         steps=steps.records,
         measured=measured or steps.records,
+        shown=standing_out(steps.records),
         summary=page.summary,
         evaluations=tuple(_evaluations(read_events(run_dir).records)),
     )
@@ -191,9 +201,9 @@ def _cards(summary: Summary) -> Iterator[Card]:
     if course:
         yield Card(
             label="Loss",
-            value="not finite" if course.last is None else f"{course.last:.4f}",
+            value="not finite" if course.last is None else format_loss(course.last),
             unit="",
-            detail="from " + ("not finite" if course.first is None else f"{course.first:.4f}"),
+            detail="from " + ("not finite" if course.first is None else format_loss(course.first)),
         )
     if summary.memory_gib:
         yield Card(

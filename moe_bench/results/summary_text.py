@@ -13,7 +13,7 @@ from rich.text import Text
 from moe_bench.results.distribution import Distribution
 from moe_bench.results.records import LM_LOSS, STEPS_FILE
 from moe_bench.results.summary import NOT_THE_REAL_MODEL, Balance, LossCourse, Summary
-from moe_bench.units import format_duration
+from moe_bench.units import format_duration, format_loss
 
 Row = tuple[str, str]
 
@@ -160,11 +160,11 @@ def _loss(course: LossCourse) -> str:
     first, last = (_loss_value(value) for value in (course.first, course.last))
     if course.last_steps_mean is None:
         return f"{first} -> {last}"
-    return f"{first} -> {last} (mean of the last steps {course.last_steps_mean:.4f})"
+    return f"{first} -> {last} (mean of the last steps {format_loss(course.last_steps_mean)})"
 
 
 def _loss_value(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
+    return "not finite" if value is None else format_loss(value)
 
 
 def _balance(balance: Balance) -> str:

@@ -196,10 +196,8 @@ def find_sweep(name: str, *, base: Path, beside_runs: bool = True) -> Path | Non
     if name == "latest" and beside_runs:
         return None
     if name == "latest":
-        newest = max(
-            sweep_dirs(base), key=lambda f: (f / SWEEP_FILE).stat().st_mtime_ns, default=None
-        )
-        return newest.resolve() if newest else None
+        newest = newest_sweeps(base)
+        return newest[0].resolve() if newest else None
     if beside_runs and any(name in run_dir.name for run_dir in run_dirs(base)):
         return None
     matches = sorted(folder for folder in sweep_dirs(base) if name in folder.name)
@@ -209,6 +207,12 @@ def find_sweep(name: str, *, base: Path, beside_runs: bool = True) -> Path | Non
             f"{name!r} fits {len(matches)} sweeps in {base / SWEEPS_FOLDER}: {shown}; say more of one"
         )
     return matches[0].resolve() if matches else None
+
+
+def newest_sweeps(base: Path) -> list[Path]:
+    """Every sweep's directory under `base`, the one that changed last first."""
+    changed = {folder: (folder / SWEEP_FILE).stat().st_mtime_ns for folder in sweep_dirs(base)}
+    return sorted(changed, key=changed.__getitem__, reverse=True)
 
 
 def sweep_dirs(base: Path) -> Iterator[Path]:

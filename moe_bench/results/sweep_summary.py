@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_bench.errors import RecordError
-from moe_bench.results.compare import RATIO_RULE, Ratio, obstacles, ratio
+from moe_bench.results.compare import RATIO_RULE, Ratio, other_work, ratio, stand_in
 from moe_bench.results.distribution import Distribution
 from moe_bench.results.manifest import Manifest, read_manifest
 from moe_bench.results.state import standing
@@ -131,13 +131,8 @@ def _why_not(
     best: Summary, other: Summary, best_manifest: Manifest, manifest: Manifest
 ) -> tuple[str, ...]:
     """Points that are a stand-in alike, or that all fell into the warm-up, are compared and said to be so."""
-    found = obstacles(best, other, best_manifest, manifest)
-    alike = best.rehearsal == other.rehearsal
-    return tuple(
-        one
-        for one in found
-        if not (alike and "rehearsal" in one) and not one.startswith("a run has no steps")
-    )
+    unlike = tuple(other_work(best, other, best_manifest, manifest))
+    return unlike if best.rehearsal == other.rehearsal else (*unlike, stand_in(other))
 
 
 def _speed(summary: Summary) -> Distribution:

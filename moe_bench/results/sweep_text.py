@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
 
+from moe_bench.results.columns import columns
 from moe_bench.results.records import LM_LOSS
 from moe_bench.results.summary import NOT_THE_REAL_MODEL
 from moe_bench.results.summary_text import format_number
 from moe_bench.results.sweep_record import grouped, label
 from moe_bench.results.sweep_summary import Measured, SweepSummary
+from moe_bench.units import format_loss
 
 MOST_PRUNED = 20
 FIGURES = ("tokens/s/GPU", "95 % interval", "of winner", "steps", "step s", "GiB", "loss")
@@ -62,15 +64,6 @@ def table(summary: SweepSummary) -> list[str]:
     return columns([header, *rows])
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned, two blanks between: quick for a thousand rows, and never folded."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
 def figures(one: Measured) -> tuple[str, ...]:
     """Speed, interval, share of the winner's, steps measured, step time, memory, loss."""
     speed, step = one.tokens_per_s_per_gpu, one.summary.step_time_s
@@ -83,5 +76,5 @@ def figures(one: Measured) -> tuple[str, ...]:
         f"{speed.count}{'' if one.summary.steady else ' (warm-up)'}",
         format_number(step.median, 3) if step else "-",
         format_number(max(one.summary.memory_gib), 3) if one.summary.memory_gib else "-",
-        f"{course.last:.4f}" if course and course.last is not None else "-",
+        format_loss(course.last) if course and course.last is not None else "-",
     )

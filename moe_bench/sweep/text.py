@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from moe_bench.results.columns import columns
 from moe_bench.results.sweep_record import Point, Pruned, Sweep
-from moe_bench.results.sweep_text import columns
 from moe_bench.sweep import cost
 from moe_bench.sweep.plan import reasons
 from moe_bench.units import format_duration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,3 +192,10 @@ def test_a_run_is_found_by_path_id_part_and_latest(tmp_path: Path) -> None:
         locate_run("x-", base=tmp_path)
     with pytest.raises(RecordError, match="neither a run directory nor a run"):
         locate_run("other", base=tmp_path)
+
+
+def test_a_record_without_each_experts_count_is_read_without_them(tmp_path: Path) -> None:
+    path = write_run(tmp_path, num_steps=3) / "results" / "steps.jsonl"
+    path.write_text(re.sub(r',"tokens_per_expert":\[[0-9,]*\]', "", path.read_text()))
+    assert len(read_steps(tmp_path).records[0].expert_load) == 4
+    assert read_expert_loads(tmp_path, frozenset({1, 2, 3})) == ()

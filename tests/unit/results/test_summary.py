@@ -18,11 +18,12 @@ from moe_bench.config.run import Substitution
 from moe_bench.results.compare import compare
 from moe_bench.results.compare_text import verdicts
 from moe_bench.results.distribution import distribution, median_interval
-from moe_bench.results.listing import list_runs
+from moe_bench.results.listing import list_runs, listing_lines
 from moe_bench.results.live import follow
 from moe_bench.results.summary import summarize
 from moe_bench.results.summary_text import print_summary
 from moe_bench.results.writer import RunWriter
+from moe_bench.units import format_loss
 from tests.support.recorded import say, step_record, write_manifest, write_run
 
 
@@ -219,3 +220,27 @@ def test_following_on_a_terminal_draws_the_bar(tmp_path: Path) -> None:
     assert follow(run_dir, subprocess.Popen(["true"]), console=console) == 0
     assert "step 5/5" in out.getvalue()
     assert "100 %" in out.getvalue()
+
+
+def test_a_run_that_was_moved_keeps_its_own_paths_and_is_listed_by_what_finds_it(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, args={"--save": f"{tmp_path / name}/checkpoints"})
+    moved = (tmp_path / "b").rename(tmp_path / "kept for the paper")
+    assert compare([tmp_path / "a", moved]).differences == ()
+    assert {run.run_id for run in list_runs(tmp_path)} == {"a", "kept for the paper"}
+
+
+def test_a_list_of_runs_is_a_line_a_run_however_much_is_wrong_with_one(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "a", num_steps=5, spike=5)
+    (run_dir / "results" / "events-rank-1.jsonl").mkdir()
+    write_run(tmp_path / "b", num_steps=5)
+    lines = list(listing_lines(list_runs(tmp_path)))
+    assert sorted(len(line.split()) for line in lines[1:] if not line.startswith(" ")) == [6, 7]
+    [said] = [line for line in lines if line.startswith(" ")]
+    assert "events-rank-1.jsonl cannot be read: Is a directory" in said
+
+
+def test_a_loss_that_exploded_stays_short() -> None:
+    assert [format_loss(2.69314), format_loss(3.2e38)] == ["2.6931", "3.2e+38"]

@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from moe_bench.cli import runs, status
 from moe_bench.cli.summarize import command
 from moe_bench.errors import RecordError
 from moe_bench.results.sweep_record import find_sweep, read_sweep
 from moe_bench.results.sweep_summary import summarize_sweep
 from moe_bench.results.sweep_text import print_sweep
-from tests.support.recorded import write_run
+from tests.support.recorded import write_manifest, write_run
 from tests.support.sweeps import STEP_TIME_S, write_measured_sweep
 
 
@@ -100,3 +101,14 @@ def test_a_damaged_sweep_file_is_named(tmp_path: Path) -> None:
     (folder / "sweep.json").write_text("{")
     with pytest.raises(RecordError, match=r"sweep\.json: not the record of a sweep"):
         read_sweep(folder)
+
+
+def test_status_shows_each_point_of_a_sweep_and_runs_names_it(tmp_path: Path) -> None:
+    folder = write_measured_sweep(tmp_path / "sweeps" / "s")
+    write_manifest(folder / "3-TP1-MBS4")  # the one that failed
+    shown = CliRunner().invoke(status.command, ["s", "--output-path", str(tmp_path)])
+    assert [line.split()[0] for line in shown.output.splitlines()] == [
+        "1-TP1-MBS1", "2-TP1-MBS2", "3-TP1-MBS4", "4-TP2-MBS1", "5-TP2-MBS2",
+    ]  # fmt: skip
+    listed = CliRunner().invoke(runs.command, ["--output-path", str(tmp_path)])
+    assert listed.output.endswith("sweeps, for status, summarize and report: s\n")
