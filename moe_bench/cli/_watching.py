@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from moe_bench.errors import RecordError
 from moe_bench.launch import local
 from moe_bench.launch.directory import RUN_FILE
 from moe_bench.launch.launcher import LaunchPlan
-from moe_bench.launch.status import find_failure
+from moe_bench.launch.status import find_failure, first_failing_log
 from moe_bench.results.live import follow
 from moe_bench.results.reader import read_events
 from moe_bench.results.state import has_ended
@@ -126,40 +125,28 @@ def _wandb_lines(run_dir: Path) -> list[str]:
 
 
 def _show_failure(run: ResolvedRun, status: int) -> None:
-    log = first_failing_log(run.run_dir)
+    log = failing_log(run.run_dir)
     lines = log.read_text(errors="replace").splitlines()
     print(f"error: the run failed with status {status}; {log} ends:", file=sys.stderr)
     for line in telling_lines(lines):
         print(f"  {line}", file=sys.stderr)
-    if diagnosis := _diagnosis(run.run_dir / "logs", lines):
+    if diagnosis := _diagnosis(run.run_dir, lines):
         print(f"this looks like: {diagnosis.name}; {diagnosis.what_to_do}", file=sys.stderr)
     print(f"all logs: {run.run_dir / 'logs'}", file=sys.stderr)
 
 
-def _diagnosis(logs: Path, lines: Iterable[str]) -> Diagnosis | None:
+def failing_log(run_dir: Path) -> Path:
+    """The first failing rank's, else the launcher's own."""
+    return first_failing_log(run_dir) or run_dir / local.LOG
+
+
+def _diagnosis(run_dir: Path, lines: Iterable[str]) -> Diagnosis | None:
     """By the failing rank's own words, else by the other ranks'."""
     rules = rules_in_force()
     if found := diagnose(lines, rules):
         return found
-    failure = find_failure(logs, rules)
+    failure = find_failure(run_dir, rules)
     return failure.diagnosis if failure else None
-
-
-_FIRST_FAILED = re.compile(r"^Root Cause.*?^ *rank *: (\d+)", re.MULTILINE | re.DOTALL)
-"""As torchrun says it (torch/distributed/elastic/multiprocessing/errors, 2.11)."""
-
-
-def first_failing_log(run_dir: Path) -> Path:
-    """The log of the rank that failed first, by the record, else by torchrun; else the launcher's own."""
-    own = run_dir / local.LOG
-    for event in read_events(run_dir).records:
-        if event.event == "error":
-            named = str(event.fields.get("log", run_dir / "logs" / f"rank-{event.rank}.log"))
-            if Path(named).is_file():
-                return Path(named)
-    found = _FIRST_FAILED.search(own.read_text(errors="replace")) if own.is_file() else None
-    of_rank = run_dir / "logs" / f"rank-{found[1]}.log" if found else own
-    return of_rank if of_rank.is_file() else own
 
 
 def telling_lines(lines: Iterable[str]) -> list[str]:

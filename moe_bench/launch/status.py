@@ -14,7 +14,9 @@ from moe_bench.launch import registry
 from moe_bench.launch.job import Submission, submissions
 from moe_bench.launch.job_log import LastWords, last_words
 from moe_bench.launch.launcher import AnyJobState
+from moe_bench.launch.local import LOG
 from moe_bench.results.manifest import read_manifest
+from moe_bench.results.reader import read_events
 from moe_bench.results.state import Standing, State, standing
 from moe_bench.results.triage import Diagnosis, Rule, diagnose, last_error_line
 
@@ -132,7 +134,7 @@ def _status(
         eta_s=(last.train_steps - last.step) * step_time_s
         if training and last and step_time_s
         else None,
-        failure=_failure(run_dir / "logs", state, words, rules) if _went_wrong(state) else None,
+        failure=_failure(run_dir, state, words, rules) if _went_wrong(state) else None,
     )
 
 
@@ -179,13 +181,13 @@ def _state_from_files(
     return now.state, why
 
 
-def _failure(logs: Path, state: str, words: LastWords, rules: Sequence[Rule]) -> Failure | None:
+def _failure(run_dir: Path, state: str, words: LastWords, rules: Sequence[Rule]) -> Failure | None:
     """What Slurm did to the job outranks what the ranks said of it; a rank's own failure comes first otherwise."""
     outside = diagnose([state.upper().replace(" ", "_")], rules) or (
         diagnose([words.line], rules) if words.line and words.from_outside else None
     )
     if outside is None:
-        return _first_failure(logs, words, rules) or find_failure(logs, rules)
+        return _first_failure(run_dir / "logs", words, rules) or find_failure(run_dir, rules)
     if outside.name == "cancelled":
         return None
     return Failure(rank=None, line=words.line or state, diagnosis=outside)
@@ -218,13 +220,15 @@ def _went_wrong(state: str) -> bool:
     return state not in fine
 
 
-def find_failure(logs: Path, rules: Sequence[Rule]) -> Failure | None:
-    """The earliest log that ends in an error, by its last write; None when no log holds one.
+def find_failure(run_dir: Path, rules: Sequence[Rule]) -> Failure | None:
+    """Of the rank that the record says failed first, else of the log that was silent first among those that end in an error.
 
-    Where its words are of no known kind, those of the others tell it: some of Megatron's are rank 0's alone.
+    Where its words are of no known kind, those of the others tell it: some of Megatron's are rank 0's alone. None when no
+    log holds an error. Raises RecordError.
     """
-    found: list[tuple[float, Failure]] = []
-    for path in logs.glob("*.log"):
+    named = first_failing_log(run_dir)
+    found: list[tuple[bool, float, Failure]] = []
+    for path in (run_dir / "logs").glob("*.log"):
         lines = _tail(path)
         line = last_error_line(lines)
         if line is None:
@@ -233,13 +237,33 @@ def find_failure(logs: Path, rules: Sequence[Rule]) -> Failure | None:
         failure = Failure(
             rank=int(match[1]) if match else None, line=line, diagnosis=diagnose(lines, rules)
         )
-        found.append((path.stat().st_mtime, failure))
+        found.append((path != named, path.stat().st_mtime, failure))
     if not found:
         return None
-    ordered = [one for _, one in sorted(found, key=lambda one: (one[0], one[1].rank or 0))]
+    ordered = [one for *_, one in sorted(found, key=lambda one: (*one[:2], one[2].rank or 0))]
     first = next((one for one in ordered if one.rank is not None), ordered[0])
     known = (one.diagnosis for one in (first, *ordered) if one.diagnosis is not None)
     return replace(first, diagnosis=next(known, None))
+
+
+def first_failing_log(run_dir: Path) -> Path | None:
+    """The log of the rank that failed first, by the record of the newest attempt, else by torchrun. Raises RecordError.
+
+    None where neither names one that there is.
+    """
+    logs = run_dir / "logs"
+    events = read_events(run_dir).records
+    begun = max((i for i, event in enumerate(events) if event.event == "start"), default=0)
+    errors = (event for event in events[begun:] if event.event == "error")
+    ranks = [event.fields.get("failed_rank", event.rank) for event in errors]
+    if not ranks and (own := run_dir / LOG).is_file():
+        ranks = _FIRST_FAILED.findall(own.read_text(errors="replace"))
+    found = (logs / f"rank-{rank}.log" for rank in ranks)
+    return next((log for log in found if log.is_file()), None)
+
+
+_FIRST_FAILED = re.compile(r"^Root Cause.*?^ *rank *: (\d+)", re.MULTILINE | re.DOTALL)
+"""As torchrun says it (torch/distributed/elastic/multiprocessing/errors, 2.11)."""
 
 
 def _tail(path: Path) -> list[str]:

@@ -162,6 +162,6 @@ class Event:
     profile: path, kind
     wandb: mode, url or path
     warning: message
-    error: message, traceback (optional)
+    error: message, traceback (optional); of the launcher: failed_rank (the first that failed), log, tail
     end: outcome ("completed", "stopped", "failed"), step, reason (optional)
     """

@@ -184,7 +184,7 @@ def _outcome(
         return INTERRUPTED, entry.state.lower()
     if (entry is not None and entry.state in ("TIMEOUT", "DEADLINE")) or state is State.STOPPED:
         return TIMED_OUT, "its RUN_TIME was over"
-    failure = find_failure(run_dir / "logs", rules)
+    failure = find_failure(run_dir, rules)
     if failure is not None:
         return FAILED, failure.short
     if entry is not None and entry.state != "COMPLETED":

@@ -300,7 +300,7 @@ class Bounded:
 
 
 def _cause(run_dir: Path, rules: Sequence[Rule], status: int) -> str:
-    failure = find_failure(run_dir / "logs", rules)
+    failure = find_failure(run_dir, rules)
     return failure.short if failure else f"status {status}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_bench.cli._watching import first_failing_log
+from moe_bench.cli._watching import failing_log
 from moe_bench.results.records import Event
 from moe_bench.results.writer import RunWriter
 
@@ -47,17 +47,17 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_torchrun_names_the_rank_that_ended_before_it_could_record(run_dir: Path) -> None:
-    assert first_failing_log(run_dir).read_text() == "of rank 1\n"
+    assert failing_log(run_dir).read_text() == "of rank 1\n"
 
 
 def test_the_record_knows_better_than_torchrun(run_dir: Path) -> None:
     writer = RunWriter(run_dir, rank=2)
     writer.event(Event(event="error", time_unix_s=time.time(), rank=2, fields={"message": "x"}))
     writer.close()
-    assert first_failing_log(run_dir).read_text() == "of rank 2\n"
+    assert failing_log(run_dir).read_text() == "of rank 2\n"
 
 
 def test_without_ranks_it_is_the_launchers(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "launch.log").write_text("bash: nsys: command not found\n")
-    assert first_failing_log(tmp_path) == tmp_path / "logs" / "launch.log"
+    assert failing_log(tmp_path) == tmp_path / "logs" / "launch.log"

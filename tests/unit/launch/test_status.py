@@ -11,6 +11,7 @@ from moe_bench.launch.job import record_cancellation, record_refusal, record_sub
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
 from moe_bench.launch.status import RunStatus, find_failure, statuses
 from moe_bench.results.triage import read_rules
+from moe_bench.results.writer import RunWriter
 from tests.support.recorded import say, write_manifest, write_run
 from tests.unit.launch.test_queue import tools
 
@@ -153,11 +154,15 @@ def test_the_rank_that_srun_saw_end_first_is_the_one_that_failed(
 
 
 def test_words_that_only_another_rank_said_tell_the_first_ranks_failure(tmp_path: Path) -> None:
-    (tmp_path / "rank-1.log").write_text("MoeBenchError: it ended the run; what it said tells why")
-    (tmp_path / "rank-0.log").write_text(
-        ">> '--exit-on-missing-checkpoint' set ... exiting. <<\nError"
-    )
-    os.utime(tmp_path / "rank-1.log", (1, 1))
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "rank-1.log").write_text("MoeBenchError: it ended the run; what it said tells why")
+    (logs / "rank-0.log").write_text(">> '--exit-on-missing-checkpoint' set ... exiting. <<\nError")
+    os.utime(logs / "rank-1.log", (1, 1))
     failure = find_failure(tmp_path, read_rules())
     assert failure is not None
     assert (failure.rank, failure.short) == (1, "there is no checkpoint")
+    say(RunWriter(tmp_path, source="launcher"), "error", 5, failed_rank=0, message="rank 0 failed")
+    failure = find_failure(tmp_path, read_rules())
+    assert failure is not None
+    assert failure.rank == 0  # the record knows better than the times of the files
