@@ -127,6 +127,9 @@ def turn_taken(begun: float | None) -> float:
 
 def be_megatron(options: argparse.Namespace) -> None:
     """Megatron's own loop; a step lasts from one call of its train_step to the next."""
+    from moe_bench.runtime.rank import export_for_cpu
+
+    export_for_cpu()
     from moe_bench.mcore.cpu.embedding import install
 
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}

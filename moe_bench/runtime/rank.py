@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_bench.errors import LaunchError
+from moe_bench.runtime.heap import keep_freed_memory
 
 PROFILES = ("", "0", "1", "torch", "memory", "nsys")
 
@@ -102,6 +103,7 @@ def export_device(ordinal: int) -> None:
 
 def export_for_cpu() -> None:
     """What a CPU rank needs before Megatron is imported."""
+    keep_freed_memory(os.environ)
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled for a GPU
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # asserted by Megatron with TP and SP
 

@@ -15,16 +15,18 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import random as tensor_parallel_random
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.experts import SequentialMLP
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from moe_bench.mcore.cpu.attention import CoreAttention
+from moe_bench.mcore.cpu.chunks import leaving_sorted_chunks
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
 from moe_bench.mcore.cpu.experts import grouped_linear, weighted_swiglu
 from moe_bench.mcore.cpu.norm import Norm
-from moe_bench.mcore.cpu.optimizer import FusedAdam
+from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm
 from moe_bench.mcore.cpu.rope import rotating_in_place
 from moe_bench.mcore.cpu.spec import CpuSpecProvider
 from tests.ranks import layer_models as models
@@ -375,6 +377,30 @@ def fused_adam_equals_torchs_adamw() -> None:
         results.append(parameters)
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+def the_norm_of_many_gradients_is_exact_to_their_precision() -> None:
+    """Nine million, for which torch's own norm is off by 1e-4, and odd little ones."""
+    gradients = [torch.randn(9_000_001), torch.randn(4097), torch.randn(3), torch.empty(0)]
+    exact = torch.cat(gradients).double().norm()
+    found, _ = l2_norm(0, torch.zeros(1), [gradients], False)  # noqa: FBT003 - Apex's signature
+    torch.testing.assert_close(found, exact.float().view(1), rtol=2e-7, atol=0)
+
+
+def chunks_in_their_places_are_left_alone_and_others_sorted_as_megatron_does() -> None:
+    """The order of the local experts, with and without probabilities."""
+    tokens, probabilities, sizes = torch.randn(6, 2), torch.randn(6), torch.tensor([1, 2, 3])
+    upstream = released(moe_utils.sort_chunks_by_idxs)
+    ours = leaving_sorted_chunks(upstream)
+    in_order, out_of_order = torch.tensor([0, 1, 2]), torch.tensor([2, 0, 1])
+    kept, kept_probabilities = ours(tokens, sizes, in_order, probs=probabilities)
+    assert kept is tokens
+    assert kept_probabilities is probabilities
+    for order in (in_order, out_of_order):
+        for probs in (None, probabilities):
+            wanted = upstream(tokens, sizes, order, probs=probs)
+            for one, other in zip(ours(tokens, sizes, order, probs=probs), wanted, strict=True):
+                assert (one is None and other is None) or torch.equal(one, other)
 
 
 def causal_convolution_equals_a_loop() -> None:

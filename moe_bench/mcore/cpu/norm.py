@@ -78,15 +78,15 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, scale, inverse)
-        return (x * inverse).mul_(scale)
+        normalized = x * inverse
+        ctx.save_for_backward(normalized, scale, inverse)
+        return normalized * scale
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        x, scale, inverse = ctx.saved_tensors
-        normalized = x * inverse
+        normalized, scale, inverse = ctx.saved_tensors
         weighted = grad * normalized
-        mean = (weighted @ scale).div_(x.shape[-1]).unsqueeze_(-1)
+        mean = (weighted @ scale).div_(grad.shape[-1]).unsqueeze_(-1)
         grad_scale = weighted.flatten(0, -2).sum(dim=0)
         grad_x = torch.mul(grad, scale, out=weighted)
         return grad_x.addcmul_(normalized, mean, value=-1).mul_(inverse), grad_scale, None

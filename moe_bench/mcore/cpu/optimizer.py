@@ -1,24 +1,25 @@
-"""What Megatron's optimizer and gradient buffers use on a CPU in place of a GPU library's kernels."""
+"""What Megatron's optimizer and gradient buffers use in place of a GPU library's kernels, where there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 
 class FusedAdam(torch.optim.Adam):
-    """torch's one-pass CPU Adam under the interface of Apex's and Transformer Engine's `FusedAdam`.
+    """torch's one-pass Adam under the interface of Apex's and Transformer Engine's `FusedAdam`.
 
-    Megatron takes torch's AdamW when neither is installed, which on a CPU walks over each tensor ten times.
+    Megatron takes torch's AdamW when neither is installed. That walks over each tensor ten times on a CPU, and on any
+    device a checkpoint cannot be loaded with it (see state_dict).
     """
 
     def __init__(
         self,
         params: Iterable[Any],
         *,
-        lr: float,
+        lr: float | None,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -28,20 +29,23 @@ class FusedAdam(torch.optim.Adam):
         assert not capturable, "a CUDA graph of the optimizer needs a GPU"
         super().__init__(
             params,
-            lr=lr,
+            lr=0.0 if lr is None else lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
             fused=True,
             decoupled_weight_decay=adam_w_mode,
         )
+        if lr is None:  # as Apex and TE have it: who takes a step sets the rate before
+            for group in self.param_groups:
+                group["lr"] = None
         self._loaded_counts: dict[torch.Tensor, float] = {}
 
     def step(self, closure: Any = None) -> Any:
         """Take one step. A state that Megatron has made without a step count (init_state_fn) counts from 0."""
         self._complete_states(only_begun=True)
         for parameter, count in self._loaded_counts.items():
-            self.state[parameter]["step"] = torch.tensor(count, dtype=torch.float32)
+            self.state[parameter]["step"] = torch.full_like(self.state[parameter]["step"], count)
         self._loaded_counts.clear()
         return super().step(closure)
 
@@ -74,9 +78,37 @@ class FusedAdam(torch.optim.Adam):
             if only_begun and not state:
                 continue
             state = self.state[parameter]
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for name in ("exp_avg", "exp_avg_sq"):
                 state.setdefault(name, torch.zeros_like(parameter))
+
+
+ROW = 4096
+"""How many numbers are summed in one go: torch's norm of a whole tensor adds them one after the other."""
+
+
+def l2_norm(
+    chunk_size: int,  # noqa: ARG001 - Apex's signature
+    overflow: torch.Tensor,  # noqa: ARG001
+    tensor_lists: Sequence[Sequence[torch.Tensor]],
+    per_tensor: bool,  # noqa: ARG001 - Megatron asks for the norm of all alone
+) -> tuple[torch.Tensor, None]:
+    """Return the norm of all the tensors together [1]: Megatron's `local_multi_tensor_l2_norm`, taken by rows.
+
+    torch 2.11's norm of 9.4 M numbers of fp32 errs by 3e-4 relative; by rows it errs by 1e-7 and takes half the time.
+    """
+    rows = [norm for tensors in tensor_lists for tensor in tensors for norm in _row_norms(tensor)]
+    return torch.linalg.vector_norm(torch.cat(rows), dtype=torch.float64).float().view(1), None
+
+
+def _row_norms(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the norms of the tensor's rows of ROW numbers, and of what is left."""
+    flat = tensor.reshape(-1)
+    whole = len(flat) // ROW * ROW
+    if whole:
+        yield torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=-1)
+    if whole < len(flat) or not whole:  # of nothing it is 0
+        yield torch.linalg.vector_norm(flat[whole:], dim=-1, keepdim=True)
 
 
 def scale_tensors(
