@@ -128,10 +128,10 @@ def run_import(
         own = [unit for unit in plan.units if unit.index % options.nodes == options.node]
         todo = [unit for unit in own if _ledger(out, unit) is None]
         check_space(out, sum(unit.num_bytes for unit in todo))
+        _check_copies(plan, options.processes)
         _write_units(plan, out, todo, options, on_progress)
         missing = [unit for unit in plan.units if _ledger(out, unit) is None]
         if not missing and not is_finished(out, plan.hash, TRACKER):
-            _check_copies(plan, options.processes)
             _commit(plan, out, ledger)
     return ImportResult(
         units_written=len(todo),
@@ -273,11 +273,13 @@ def _metadata(plan: Plan, empty_bytes: int, common_bytes: int) -> Metadata:
 
 
 def _carry(plan: Plan, folder: Path, scratch: Path) -> dict[str, str]:
-    """Copy the small files verbatim; their SHA-256 by name."""
+    """Copy the small files verbatim, config.json as planned; their SHA-256 by name."""
     folder.mkdir(exist_ok=True)
     digests = {}
     for path in plan.source.carried:
         data = path.read_bytes()
+        if path.name == "config.json" and json.loads(data) != plan.source.config:
+            data = json.dumps(plan.source.config, indent=2).encode()
         write_whole(folder / path.name, data, scratch)
         digests[path.name] = hashlib.sha256(data).hexdigest()
     return digests

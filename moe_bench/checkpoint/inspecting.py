@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moe_bench.checkpoint.dtypes import DTYPES
 from moe_bench.checkpoint.exporting import detect_layer_keys
 from moe_bench.checkpoint.families import family_of
 from moe_bench.checkpoint.flags import megatron_flags
+from moe_bench.checkpoint.mapping import LayerKeys
 from moe_bench.checkpoint.output import MANIFEST
-from moe_bench.checkpoint.source import HfSource, open_hf, read_json
+from moe_bench.checkpoint.source import CARRIED, HfSource, open_hf, read_json
 from moe_bench.checkpoint.torch_dist import TorchDist, is_torch_dist, model_keys, open_torch_dist
 from moe_bench.errors import CheckpointError
 from moe_bench.units import format_bytes
@@ -46,13 +48,7 @@ def inspect(path: Path) -> Inspection:
 def _hugging_face(source: HfSource) -> Inspection:
     tensors = {name: (t.dtype, t.shape) for name, t in source.tensors.items()}
     facts = {"files": str(len(source.files)), "types": _types(tensors.values())}
-    flags: tuple[str, ...] = ()
-    try:
-        family = family_of(source.config)
-        facts["family"] = family.name
-        flags = tuple(megatron_flags(family, source.config))
-    except CheckpointError as error:  # there is a table of contents to show all the same
-        facts["Megatron flags" if "family" in facts else "family"] = f"none: {error}"
+    flags = _describe(source.config, facts)
     return Inspection(
         place=source.root,
         format="hugging face",
@@ -66,6 +62,19 @@ def _hugging_face(source: HfSource) -> Inspection:
     )
 
 
+def _describe(
+    config: Mapping[str, Any], facts: dict[str, str], layer_keys: LayerKeys | None = None
+) -> tuple[str, ...]:
+    """The Megatron flags of a model. Adds to `facts` which family it is, or why there is none."""
+    try:
+        family = family_of(config)
+        facts["family"] = family.name
+        return tuple(megatron_flags(family, config, layer_keys))
+    except CheckpointError as error:  # there is a table of contents to show all the same
+        facts["Megatron flags" if "family" in facts else "family"] = f"none: {error}"
+        return ()
+
+
 def _torch_dist(checkpoint: TorchDist) -> Inspection:
     keys = list(model_keys(checkpoint))
     tensors = {key: (checkpoint.tensors[key].dtype, checkpoint.tensors[key].shape) for key in keys}
@@ -77,17 +86,19 @@ def _torch_dist(checkpoint: TorchDist) -> Inspection:
         for key in reversed(keys)
         if checkpoint.tensors[key].boxes
     }
+    layer_keys = detect_layer_keys(checkpoint.tensors)
     facts = {
         "folder": checkpoint.folder.name,
-        "layer keys": detect_layer_keys(checkpoint.tensors),
+        "layer keys": layer_keys,
         "optimizer state": "present" if len(keys) < len(checkpoint.tensors) else "absent",
         "chunks": str(len(unique)),
         "types": _types(tensors[key] for key in first_keys.values()),
     }
     manifest = checkpoint.folder.parent / MANIFEST
     if manifest.is_file():
-        table = read_json(manifest)
-        facts |= {name: str(table.get(name)) for name in ("family", "dialect")}
+        facts["dialect"] = str(read_json(manifest).get("dialect"))
+    config = checkpoint.folder.parent / CARRIED / "config.json"
+    flags = _describe(read_json(config), facts, layer_keys) if config.is_file() else ()
     return Inspection(
         place=checkpoint.folder,
         format="torch_dist",
@@ -98,6 +109,7 @@ def _torch_dist(checkpoint: TorchDist) -> Inspection:
             for key in first_keys.values()
         ),
         tensors=tensors,
+        flags=flags,
     )
 
 

@@ -21,6 +21,20 @@ from moe_bench.errors import CheckpointError
 _MODULE = "torch.distributed.checkpoint.metadata"
 
 
+DAMAGED_PICKLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
+"""What an unpickler raises for bytes that no pickler wrote, and a reader for values that are not what they should be."""
+
+
 class Box(NamedTuple):
     """One chunk: a box of a tensor, and where its stream lies."""
 
@@ -305,16 +319,8 @@ def load(path: Path) -> Metadata:
         return _contents(record)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        IndexError,
-        KeyError,
-    ) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+    except DAMAGED_PICKLE as error:
+        raise CheckpointError(f"{path}: damaged: {error!r}") from error
 
 
 def _contents(record: object) -> Metadata:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from moe_bench.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from moe_bench.checkpoint.families import family_of
-from moe_bench.checkpoint.family import Family, View, holds, table_of
+from moe_bench.checkpoint.family import Family, View, holds, list_of, read_sizes, table_of
 from moe_bench.checkpoint.fingerprint import digest, tool
 from moe_bench.checkpoint.layout import choose_layer_keys
 from moe_bench.checkpoint.mapping import (
@@ -143,16 +143,44 @@ def plan_import(
     dialect: Dialect = "te",
     layer_keys: LayerKeys | Literal["auto"] = "auto",
     preset: Path | None = None,
+    layers: int | None = None,
 ) -> Plan:
-    """Open a Hugging Face model and plan its import. Raises CheckpointError naming tensor and file."""
+    """Open a Hugging Face model and plan its import, or that of its first `layers` layers without MTP.
+
+    Raises CheckpointError naming tensor and file.
+    """
     source = open_hf(hf)
     family = family_of(source.config)
+    if layers is not None:
+        source = _first_layers(source, family, layers)
     keys = choose_layer_keys(family, layer_keys, preset)
     num_mtp = count_mtp(family, source.config, source.tensors)
     model_map = map_model(family, source.config, dialect=dialect, layer_keys=keys, num_mtp=num_mtp)
     return replace(
         make_plan(source, model_map), notes=tuple(_notes(family, source.config, num_mtp))
     )
+
+
+def _first_layers(source: HfSource, family: Family, layers: int) -> HfSource:
+    """The same model, as if it ended sooner."""
+    whole = read_sizes(family, source.config).values["L"]
+    if not 0 < layers <= whole:
+        raise CheckpointError(f"--layers {layers}: the model has {whole}; give 1 to {whole}")
+    config = dict(source.config) | {"num_hidden_layers": layers}
+    types = list_of(config, "layer_types")
+    if types:
+        config["layer_types"] = list(types[:layers])
+    if family.mtp_layers:
+        config[family.mtp_layers] = 0
+    before, after = map(re.escape, family.layer_prefix.split("{layer}"))
+    layer_of = re.compile(rf"{before}(\d+){after}").match
+    kept = {
+        name: tensor
+        for name, tensor in source.tensors.items()
+        if not (family.mtp_prefix and name.startswith(family.mtp_prefix))
+        and ((found := layer_of(name)) is None or int(found[1]) < layers)
+    }
+    return replace(source, config=config, tensors=kept)
 
 
 def _notes(family: Family, config: Mapping[str, Any], num_mtp: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from functools import cache
 from typing import NamedTuple
 
 from moe_bench.checkpoint.dtypes import BY_STORAGE, DTYPES
+from moe_bench.checkpoint.metadata import DAMAGED_PICKLE
 from moe_bench.errors import CheckpointError
 
 ALIGNMENT = 64
@@ -187,8 +188,8 @@ def parse(stream: ZipWindow) -> Stored:
     try:
         pickled = stream.small(entries[prefix + "data.pkl"], b"")
         tensor = _TensorUnpickler(io.BytesIO(pickled)).load()
-    except (pickle.UnpicklingError, EOFError, TypeError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"a chunk's data.pkl cannot be read: {error}") from error
+    except DAMAGED_PICKLE as error:
+        raise CheckpointError(f"a chunk's data.pkl cannot be read: {error!r}") from error
     if not isinstance(tensor, _Tensor):
         raise CheckpointError(f"a chunk holds a {type(tensor).__name__}, not one tensor")
     entry = entries.get(f"{prefix}data/{tensor.storage.name}")

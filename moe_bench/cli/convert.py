@@ -55,6 +55,11 @@ def command() -> None:
 @click.option(
     "--preset", type=_PATH, help="Model YAML whose --moe-layer-freq decides --layer-keys."
 )
+@click.option(
+    "--layers",
+    type=click.IntRange(1),
+    help="Take the first N layers only: a small model with real weights. MTP layers are left out.",
+)
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory-mib", type=click.IntRange(1), default=512, show_default=True,
               help="Bound on anonymous memory of all processes together.")  # fmt: skip
@@ -78,9 +83,8 @@ def import_(hf: Path, out: Path, **asked: Any) -> None:
 
     gc.disable()  # a plan is a million small objects that live to the end; collecting costs a third of its time
     started = time.monotonic()
-    plan = plan_import(
-        hf, dialect=asked["dialect"], layer_keys=asked["layer_keys"], preset=asked["preset"]
-    )
+    names = ("dialect", "layer_keys", "preset", "layers")
+    plan = plan_import(hf, **{name: asked[name] for name in names})
     node, nodes = _node(asked["node"])
     options = ImportOptions(
         processes=asked["processes"],

@@ -24,6 +24,7 @@ from megatron.core.transformer.moe.experts import GroupedMLPSubmodules
 
 from moe_bench.mcore.cpu.attention import CoreAttention
 from moe_bench.mcore.cpu.capacity import dropping_the_latest
+from moe_bench.mcore.cpu.chunks import leaving_sorted_chunks
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
 from moe_bench.mcore.cpu.experts import (
     ColumnParallelGroupedLinear,
@@ -33,7 +34,7 @@ from moe_bench.mcore.cpu.experts import (
 )
 from moe_bench.mcore.cpu.linear import DuplicatedLinear, LayerNormColumnParallelLinear
 from moe_bench.mcore.cpu.norm import Norm
-from moe_bench.mcore.cpu.optimizer import FusedAdam, scale_tensors, skipping_alone
+from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm, scale_tensors, skipping_alone
 from moe_bench.mcore.cpu.recompute import NoFp8, no_fp8_context
 from moe_bench.mcore.cpu.rope import rotating_in_place
 
@@ -247,6 +248,13 @@ _ON_A_CPU: tuple[Replacement, ...] = (
         wraps=True,
     ),
     _replacement(
+        "megatron.core.transformer.moe.moe_utils",
+        "sort_chunks_by_idxs",
+        leaving_sorted_chunks,
+        "slow: it copies every token twice a layer where the chunks are in order already (EP and ETP of 1)",
+        wraps=True,
+    ),
+    _replacement(
         "megatron.core.models.common.embeddings.rope_utils",
         "_apply_rotary_pos_emb_bshd",
         rotating_in_place,
@@ -259,6 +267,12 @@ _ON_A_CPU: tuple[Replacement, ...] = (
         "USING_PYTORCH_OPTIMIZER",
         by=False,
         why="it says that Adam has torch's interface and not Apex's",
+    ),
+    _replacement(
+        "megatron.core.utils",
+        "local_multi_tensor_l2_norm",
+        l2_norm,
+        "torch's norm of a large tensor is off by 1e-4 relative and slow: gradients would be clipped to another norm",
     ),
     _replacement(
         "megatron.core.utils",

@@ -14,11 +14,13 @@ from moe_bench.checkpoint import exporting, importing
 from moe_bench.checkpoint.arithmetic import E4M3, dequantize_mxfp4, to_bfloat16, widen
 from moe_bench.checkpoint.exporting import ExportOptions, plan_export, run_export
 from moe_bench.checkpoint.importing import ImportOptions, run_import
+from moe_bench.checkpoint.inspecting import inspect
 from moe_bench.checkpoint.output import MANIFEST
 from moe_bench.checkpoint.plan import plan_import
 from moe_bench.checkpoint.source import open_hf
 from moe_bench.checkpoint.torch_dist import BoxReader, open_torch_dist
 from moe_bench.checkpoint.verifying import verify
+from moe_bench.errors import CheckpointError
 from tests.support import hf_models
 
 
@@ -307,6 +309,38 @@ def test_a_hub_cache_entry_and_a_single_file_are_sources(tmp_path: Path) -> None
     assert verify(tmp_path / "models--a--b", tmp_path / "out").differences == ()
     assert contents(export_model(tmp_path / "out", tmp_path / "back")) == contents(snapshot)
     assert (tmp_path / "back" / "tokenizer.json").is_file()
+
+
+KINDS = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+
+
+@pytest.mark.parametrize(
+    "config", [hf_models.DEEPSEEK_V3, {**hf_models.QWEN3_NEXT, "layer_types": KINDS}]
+)
+def test_the_first_layers_alone_are_a_model(config: dict[str, Any], tmp_path: Path) -> None:
+    whole = hf_models.make_model(tmp_path / "hf", config)
+    back = export_model(import_model(whole, tmp_path / "megatron", layers=2), tmp_path / "back")
+    shorter = json.loads((back / "config.json").read_text())
+    assert shorter["num_hidden_layers"] == 2
+    assert shorter.get("layer_types", KINDS[:2]) == KINDS[:2]
+    kept = contents(back)
+    assert set(kept) == {
+        tensor
+        for tensor in contents(whole)
+        if not tensor.startswith("mtp.")
+        and not any(tensor.startswith(f"model.layers.{i}.") for i in range(2, 9))
+    }
+    assert all(kept[tensor] == contents(whole)[tensor] for tensor in kept)
+    assert verify(back, tmp_path / "megatron").differences == ()
+    flags = inspect(tmp_path / "megatron").flags
+    assert flags == inspect(back).flags
+    assert flags[flags.index("--num-layers") + 1] == "2"
+
+
+def test_more_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+    hf = hf_models.make_model(tmp_path / "hf", hf_models.MIXTRAL)
+    with pytest.raises(CheckpointError, match="--layers 4: the model has 3"):
+        plan_import(hf, layers=4)
 
 
 def test_files_are_as_large_as_asked(tmp_path: Path) -> None:
