@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
+from moe_bench.config.knobs import says
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError
@@ -166,8 +167,10 @@ def for_machine(
 ) -> ResolvedRun:
     """The run as this machine can do it; unchanged where there are CUDA and Transformer Engine.
 
-    `asked`: MOE_BENCH_DEVICE of the caller. Raises ConfigError for a run that is neither Tiny nor a rehearsal.
+    `asked`: MOE_BENCH_DEVICE of the caller. Raises ConfigError for a run that is neither Tiny nor a rehearsal, and for
+    a PROFILE=nsys that cannot be.
     """
+    _refuse_nsys(run, machine)
     if machine.device == "cuda":
         run = run if machine.nsys else _without_nsys(run)
         if not machine.transformer_engine:
@@ -194,6 +197,19 @@ def for_machine(
         env={**run.env, **profile},
         substitutions=(*run.substitutions, *changed.substitutions),
     )
+
+
+def _refuse_nsys(run: ResolvedRun, machine: Machine) -> None:
+    """PROFILE=nsys means Nsight Systems and nothing else; a rehearsal is told what stands in for it."""
+    knob = run.knobs.get("PROFILE")
+    if knob is None or knob.value != "nsys" or run.rehearsal:
+        return
+    lacks = "nsys is not on PATH here" if machine.device == "cuda" else "there is no CUDA to trace"
+    if machine.device != "cuda" or not machine.nsys:
+        raise ConfigError(
+            f"{says('PROFILE', knob)}: {lacks}; use PROFILE=torch, or PROFILE=1 for the profiler that this machine has"
+            + (", or install Nsight Systems" if machine.device == "cuda" else "")
+        )
 
 
 def _without_nsys(run: ResolvedRun) -> ResolvedRun:

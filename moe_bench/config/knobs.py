@@ -107,7 +107,7 @@ _CHOICES = (
     Knob(
         name="PROFILE",
         kind="choice",
-        about="0 off; 1 or nsys: Nsight Systems; torch; memory (docs/profiling.md)",
+        about="0 off; 1: Nsight Systems, or torch where it cannot be; nsys; torch; memory (docs/profiling.md)",
         choices=("0", "1", "nsys", "torch", "memory"),
         default="0",
     ),

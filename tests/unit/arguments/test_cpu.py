@@ -6,6 +6,7 @@ import pytest
 
 from moe_bench.arguments import cpu
 from moe_bench.config.machine import Machine
+from moe_bench.errors import ConfigError
 from tests.support.projects import CPU, GPUS, repository
 from tests.support.runs import make_run
 
@@ -41,7 +42,7 @@ def test_a_gpu_with_transformer_engine_runs_what_was_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind"), [("1", "torch"), ("nsys", "torch"), ("torch", "torch"), ("memory", "memory")]
+    ("asked", "kind"), [("1", "torch"), ("torch", "torch"), ("memory", "memory")]
 )
 def test_each_profile_has_its_profiler_on_a_cpu_and_says_what_it_is(asked: str, kind: str) -> None:
     given = {"MODEL": "Tiny-Mixtral", "PROFILE": asked, "TRAIN_ITERS": "6"}
@@ -55,10 +56,28 @@ def test_each_profile_has_its_profiler_on_a_cpu_and_says_what_it_is(asked: str, 
         assert steps == ["4", "6"]
 
 
-@pytest.mark.parametrize("asked", ["1", "nsys"])
-def test_a_gpu_machine_without_nsys_profiles_with_torch_and_says_so(asked: str) -> None:
-    machine = Machine(device="cuda", gpus=2, cores=2, nsys=False)
-    given = {"MODEL": "Tiny-Mixtral", "PROFILE": asked}
+NO_NSYS = Machine(device="cuda", gpus=2, cores=2, nsys=False)
+
+
+@pytest.mark.parametrize(
+    ("machine", "lacks"), [(CPU, "there is no CUDA to trace"), (NO_NSYS, "nsys is not on PATH")]
+)
+def test_nsys_by_its_name_is_refused_where_it_cannot_be(machine: Machine, lacks: str) -> None:
+    given = {"MODEL": "Tiny-Mixtral", "PROFILE": "nsys"}
+    with pytest.raises(ConfigError, match=rf"PROFILE=nsys \(environment\): {lacks}.*PROFILE=torch"):
+        repository().resolve(given, ["--mock-data"], machine=machine, local=True)
+
+
+def test_a_rehearsal_of_nsys_profiles_with_torch_and_says_so() -> None:
+    given = {"MODEL": "DeepSeek-V3", "PROFILE": "nsys", "REHEARSE": "1"}
+    run = repository().resolve(given, ["--mock-data"], machine=CPU, local=True)
+    assert run.env["MOE_BENCH_PROFILE"].value == "torch"
+    assert "Nsight Systems (PROFILE=nsys)" in [one.asked for one in run.substitutions]
+
+
+def test_a_gpu_machine_without_nsys_profiles_with_torch_and_says_so() -> None:
+    machine = NO_NSYS
+    given = {"MODEL": "Tiny-Mixtral", "PROFILE": "1"}
     run = repository().resolve(given, ["--mock-data"], machine=machine, local=True)
     assert {"--profile", "--use-pytorch-profiler"} <= run.args.keys()
     assert [one.used for one in run.substitutions] == ["PyTorch's profiler"]
