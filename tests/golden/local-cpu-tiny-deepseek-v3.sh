@@ -93,6 +93,7 @@ exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m moe_b
   --rotary-scaling-factor 40 \
   --mscale 1.0 \
   --mscale-all-dim 1.0 \
+  --no-rope-fusion \
   --mtp-num-layers 1 \
   --mtp-loss-scaling-factor 0.1 \
   --transformer-impl local \
@@ -111,6 +112,5 @@ exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m moe_b
   --no-bias-gelu-fusion \
   --no-bias-swiglu-fusion \
   --no-bias-dropout-fusion \
-  --no-rope-fusion \
   --no-gradient-accumulation-fusion \
   --no-persist-layer-norm

@@ -316,6 +316,10 @@ CASES: dict[str, tuple[str, str]] = {
         "--multi-latent-attention; --position-embedding-type rope; mcore=0.12.3",
         "--no-rope-fusion",
     ),
+    "mla-rope-fusion-overruns-heads": (
+        "--multi-latent-attention; --transformer-impl transformer_engine; --num-attention-heads 6",
+        "--num-attention-heads 8",
+    ),
     "positions-below-length": ("--seq-length 256", "--seq-length 128"),
     "length-splits-over-cp": (
         "--context-parallel-size 4; --seq-length 100; CUDA_DEVICE_MAX_CONNECTIONS=1",
