@@ -10,7 +10,7 @@ if [[ "${1:-} ${2:-}" == "-m gpu" ]]; then
   bootstrap gpu
   cd "$WORKSPACE"
   # An image brings pytest without the plugins that pyproject.toml configures, and strictness would refuse it for that.
-  exec "$PYTHON" -m pytest -o addopts=--import-mode=importlib -v "$@" tests/gpu
+  exec "$PYTHON" -m pytest -o addopts=--import-mode=importlib -v -rs "$@" tests/gpu
 fi
 bootstrap dev
 cd "$WORKSPACE"
