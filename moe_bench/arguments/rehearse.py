@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moe_bench.arguments.corpus import SOURCES, names_tokenizer
-from moe_bench.arguments.sizes import SIZE_FLAGS
+from moe_bench.arguments.sizes import SIZE_FLAGS, check
 from moe_bench.config.knobs import whole
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
-from moe_bench.errors import ConfigError
+from moe_bench.errors import ConfigError, MoeBenchError
 from moe_bench.topology.layer_pattern import layer_pattern
 from moe_bench.topology.layout import smallest_world
 from moe_bench.topology.pipeline import from_layout
@@ -58,8 +58,17 @@ def rehearse(run: ResolvedRun) -> ResolvedRun:
         args=_changed(run.args, kept),
         knobs=_knobs(run.knobs, sizes, stages, kept),
         substitutions=(*run.substitutions, *_said(run, kept, ranks)),
+        notes=(*run.notes, *_refused_at_full_size(run)),
         rehearsal=True,
     )
+
+
+def _refused_at_full_size(run: ResolvedRun) -> Iterator[str]:
+    """Sizes that do not divide would go unseen in a stand-in that has others."""
+    try:
+        check(run)
+    except MoeBenchError as refusal:
+        yield f"at its full size this run would be refused: {refusal}"
 
 
 class _Asked:
@@ -418,9 +427,7 @@ def _knobs(
 ) -> dict[str, Setting]:
     """The knobs say the same as the flags."""
     new = {name.upper(): str(size) for name, size in sizes.items()} | {"VPP": str(stages.vpp)}
-    ranks = knobs.get("GPUS_PER_NODE")
-    if ranks is not None and ranks.origin.layer not in _EXPLICIT:
-        new["GPUS_PER_NODE"] = str(smallest_world(**sizes))
+    new |= {"NNODES": "1", "GPUS_PER_NODE": str(smallest_world(**sizes))}
     for name, flag in _KNOBS.items():
         if flag in changes:
             new[name] = changes[flag] or "false"
@@ -440,6 +447,13 @@ def _said(
         used=f"a shrunken stand-in: this is NOT {run.model}",
         reason="REHEARSE=1; its loss and speed say nothing about the real model",
     )
+    for name in ("NNODES", "GPUS_PER_NODE"):
+        if name in run.knobs and run.knobs[name].origin.layer in _EXPLICIT:
+            yield Substitution(
+                asked=f"{name}={run.knobs[name].value}",
+                used="as many ranks as the small layout needs, on this machine",
+                reason=f"rehearsal; REHEARSE_RANKS={ranks} is the most",
+            )
     parallel = {flag: name for name, flag in SIZE_FLAGS.items()}
     for flag, value in changes.items():
         before = run.args[flag].value if flag in run.args else None

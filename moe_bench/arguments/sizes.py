@@ -81,7 +81,7 @@ def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str
     if machine.device == "cuda":
         count, why = _gpu_ranks(run, machine.gpus, sizes.smallest_world)
         ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
-        if int(ranks.value) < machine.gpus:
+        if int(ranks.value) < machine.gpus and not run.rehearsal:
             used = f"{ranks.value} of this machine's {machine.gpus} GPUs are used ({ranks.origin.place})"
             all_of_them = f"GPUS_PER_NODE={machine.gpus} takes all, with a GBS to match"
             run = replace(run, notes=(*run.notes, f"{used}; {all_of_them}"))

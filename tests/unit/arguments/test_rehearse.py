@@ -179,6 +179,33 @@ def test_parallelism_that_finds_no_room_is_named() -> None:
     assert "leaves no room" in reasons["--tensor-model-parallel-size 2"]
 
 
+def test_the_nodes_of_the_cluster_command_are_left_out_aloud() -> None:
+    run = resolve("Qwen3-30B-A3B", NNODES="4", GPUS_PER_NODE="8")
+    assert (run.knobs["NNODES"].value, run.world_size) == ("1", 2)
+    assert {"NNODES=4", "GPUS_PER_NODE=8"} <= {one.asked for one in run.substitutions}
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ({"EP": "7"}, "EP=7 (environment)"),
+        ({"PP": "5"}, "PP=5 (environment)"),
+        ({"GBS": "100"}, "GBS=100 (environment) is not a multiple"),
+    ],
+)
+def test_sizes_that_do_not_fit_at_full_size_are_said_though_the_small_ones_do(
+    given: dict[str, str], refusal: str
+) -> None:
+    run = resolve("Qwen3-30B-A3B", **given)
+    (note,) = (note for note in run.notes if "at its full size" in note)
+    assert refusal in note
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_preset_as_it_is_has_no_such_note(model: str) -> None:
+    assert not [note for note in resolve(model).notes if "at its full size" in note]
+
+
 def test_the_knobs_say_what_the_flags_say() -> None:
     run = resolve("DeepSeek-V3")
     assert (run.knobs["PP"].value, run.knobs["EP"].value, run.knobs["NUM_LAYERS"].value) == (
