@@ -16,11 +16,12 @@ from moe_bench.arguments.flags import Flags
 from moe_bench.config.command_line import Flag
 from moe_bench.config.expand import expand
 from moe_bench.config.gather import PLACEHOLDER, Gathered, Request, gather
-from moe_bench.config.knobs import BOUND, KNOBS, is_secret, says
+from moe_bench.config.knobs import BOUND, KNOBS, says
 from moe_bench.config.layers import Candidate, fold
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
+from moe_bench.secrets import is_secret
 
 if TYPE_CHECKING:
     from moe_bench.config.model_file import Entry

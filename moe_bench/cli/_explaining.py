@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 from moe_bench.arguments.flags import Flags
 from moe_bench.config.gather import Request
-from moe_bench.config.knobs import BOUND, KNOBS, is_secret
+from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.layers import MEANING, PRECEDENCE
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.errors import ConfigError
+from moe_bench.secrets import is_secret
 
 _VALUE_WIDTH = 60
 

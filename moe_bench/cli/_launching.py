@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import moe_bench
 from moe_bench.arguments.resolve import Identity, resolve_run
 from moe_bench.config.gather import DEFAULT_MODEL, Request
-from moe_bench.config.knobs import is_secret
 from moe_bench.config.machine import Machine, probe
 from moe_bench.config.run import ResolvedRun
 from moe_bench.config.sources import process_environment
 from moe_bench.errors import ConfigError
+from moe_bench.secrets import is_secret
 
 if TYPE_CHECKING:
     from moe_bench.data.demo import DemoRequest

@@ -20,6 +20,7 @@ from moe_bench.config.release import find_release
 from moe_bench.config.run import Origin, Overridden, Setting
 from moe_bench.config.sources import is_file, names_in, read_text, run_confs_each
 from moe_bench.errors import ConfigError
+from moe_bench.secrets import is_secret
 
 if TYPE_CHECKING:
     from moe_bench.config.model_file import ModelFile
@@ -396,7 +397,7 @@ def _exported(conf: ConfVariables, environment: Mapping[str, str]) -> dict[str, 
         and environment.get(name, "") != setting.value
     }
     for name, setting in found.items():
-        if knob_table.is_secret(name):
+        if is_secret(name):
             raise ConfigError(
                 f"{setting.origin.place} sets {name}: a secret does not belong in a file whose values are recorded; "
                 f"export {name} in your shell instead (~/.bashrc), and jobs inherit it"

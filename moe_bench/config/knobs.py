@@ -214,15 +214,6 @@ KNOBS: Mapping[str, Knob] = {
 BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
 """Megatron flag -> the knob with the same meaning."""
 
-SECRETS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)\Z")
-"""Variables whose names end so are never written or shown."""
-
-
-def is_secret(name: str) -> bool:
-    """True for WANDB_API_KEY, HF_TOKEN and the like; TOKENIZER_MODEL is none."""
-    return bool(SECRETS.search(name.upper()))
-
-
 def says(name: str, setting: Setting) -> str:
     """`TP=2 (environment)`: how every message names a knob."""
     return f"{name}={setting.value} ({setting.origin.place})"

@@ -13,10 +13,11 @@ from functools import lru_cache
 
 import msgspec
 
-from moe_bench.config.knobs import KNOBS, is_secret
+from moe_bench.config.knobs import KNOBS
 from moe_bench.config.model_file import ModelFile
 from moe_bench.config.run import Setting
 from moe_bench.errors import ConfigError
+from moe_bench.secrets import is_secret
 
 OTHERS = (
     "GPU_ARCH",

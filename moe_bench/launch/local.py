@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from moe_bench.arguments.emit import argv
-from moe_bench.config.knobs import is_secret
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import JobHandle, JobState, LaunchPlan
 from moe_bench.launch.script import before_python, by_flag, printable
+from moe_bench.secrets import is_secret
 
 SCRIPT = "launch.sh"
 LOG = "logs/launch.log"

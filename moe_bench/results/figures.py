@@ -107,7 +107,7 @@ def _axis(steps: Sequence[StepBalance], shown: Sequence[StepBalance]) -> StepAxi
     return StepAxis(
         step=[step.step for step in shown],
         tokens=[step.consumed_tokens for step in shown],
-        hours=[round((step.time_unix_s - began_s) / 3600, 5) for step in shown],
+        hours=[round((step.time_unix_s - began_s) / 3600, 6) for step in shown],
     )
 
 

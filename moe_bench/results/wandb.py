@@ -24,6 +24,7 @@ from typing import Any
 from moe_bench.errors import MissingExtraError
 from moe_bench.results.manifest import Manifest, Value, read_manifest
 from moe_bench.results.records import Event, StepRecord, told
+from moe_bench.secrets import is_secret
 
 MODES = ("online", "offline", "disabled", "shared")
 DEFAULT_PROJECT = "moe_bench"
@@ -35,7 +36,6 @@ REACH_TIMEOUT_S = 10
 """How long the server has to answer at all, ..."""
 INIT_TIMEOUT_S = 60
 """... and to take the run, before the run is kept offline."""
-_SECRET_NAME = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD)S?$", re.IGNORECASE)
 _HIDDEN = "<hidden>"
 
 
@@ -77,7 +77,7 @@ class WandbMirror:
         self._secrets = tuple(
             value
             for name, value in environment.items()
-            if _SECRET_NAME.search(name) and len(value) > 7
+            if is_secret(name) and len(value) > 7
         )
         self._waiting: queue.Queue[dict[str, object] | None] = queue.Queue(MOST_WAITING)
         self._left_out = 0
@@ -255,7 +255,7 @@ def config_of(manifest: Manifest, *, secrets: tuple[str, ...] = ()) -> dict[str,
 
     def values(settings: Mapping[str, Value]) -> dict[str, str]:
         return {
-            name.lstrip("-"): _HIDDEN if _SECRET_NAME.search(name) else _without(s.value, secrets)
+            name.lstrip("-"): _HIDDEN if is_secret(name) else _without(s.value, secrets)
             for name, s in settings.items()
         }
 

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from moe_bench.config.command_line import Flag
-from moe_bench.config.knobs import BOUND, KNOBS, check, is_secret
+from moe_bench.config.knobs import BOUND, KNOBS, check
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import Origin, Setting
 from moe_bench.errors import ConfigError
 from moe_bench.results.sweep_record import Axis
+from moe_bench.secrets import is_secret
 
 FIXED: Mapping[str, str] = {
     "CLUSTER": "a sweep is one queue or a few arrays of one cluster",

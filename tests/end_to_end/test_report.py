@@ -113,6 +113,10 @@ def test_runs_of_other_batch_sizes_are_laid_over_one_another_by_tokens(
     visit.page.locator("#along").select_option("tokens")
     assert visit.page.evaluate(furthest) == [60 * 2048, 20 * 2048, 30 * 2048]
     assert visit.page.locator("#plot-0 .xtitle").text_content() == "tokens consumed"
+    visit.page.locator("#along").select_option("hours")
+    assert visit.page.locator("#plot-0 .xtitle").text_content() == "minutes since the start"
+    seconds = [59 * 0.54, 19 * 0.54, 30 * 0.5]  # of the steps that end last by their time stamps
+    assert visit.page.evaluate(furthest) == pytest.approx([one / 60 for one in seconds], rel=1e-3)
     assert visit.page.locator("#plot-0 .legendtext").all_text_contents() == [
         "A",
         "B",
