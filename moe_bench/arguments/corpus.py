@@ -21,16 +21,24 @@ SOURCES = (
 
 BYTE_VOCABULARY = 257
 """Every byte is a token, 256 ends a document."""
+_EXPLICIT = ("flag", "environment")
 _MODEL = "--tokenizer-model"
 _DEMO = Origin(layer="derived", place="DATA_PATH is not set: the demo corpus")
 
 
 def without_mocked(run: ResolvedRun) -> ResolvedRun:
-    """With --mock-data no data is named: Megatron refuses both."""
+    """With --mock-data no data is named: Megatron refuses both. What the user named is left out aloud."""
     if "--mock-data" not in run.args:
         return run
     args = {flag: setting for flag, setting in run.args.items() if flag not in SOURCES}
-    return replace(run, args=args)
+    knob = run.knobs.get("DATA_PATH")
+    said = tuple(
+        Substitution(asked=f"{flag} {setting.value}", used="mock data", reason="--mock-data")
+        for flag, setting in run.args.items()
+        if flag in SOURCES
+        and (setting.origin.layer in _EXPLICIT or (knob and knob.origin.layer in _EXPLICIT))
+    )
+    return replace(run, args=args, substitutions=(*run.substitutions, *said))
 
 
 def with_demo(run: ResolvedRun, prefix: Path) -> ResolvedRun:
@@ -66,7 +74,7 @@ def names_tokenizer(run: ResolvedRun) -> bool:
     What is left is a preset's: a repository of the hub, which a machine may not reach, or nothing (Mixtral).
     """
     flags = [run.args[flag] for flag in ("--tokenizer-type", _MODEL) if flag in run.args]
-    if any(setting.origin.layer in ("flag", "environment") for setting in flags):
+    if any(setting.origin.layer in _EXPLICIT for setting in flags):
         return True
     knob = run.knobs.get("TOKENIZER_MODEL")
     if knob is not None and knob.value and knob.origin.layer != "model":

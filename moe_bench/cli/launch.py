@@ -14,12 +14,18 @@ from moe_bench.errors import LaunchError
 _SETTINGS = {
     "ignore_unknown_options": True,
     "allow_interspersed_args": False,
-    "help_option_names": [],
+    "help_option_names": ["-h", "--help"],
 }
 _ABOUT = {
     "slurm": "Submit to Slurm.",
     "kubernetes": "Create on Kubernetes: a Job or JobSet, one pod a node.",
 }
+
+_HOW = (
+    "WORDS are Megatron's own flags (--flag value) and win over everything. All else is said by variables before the "
+    "command: MODEL=Tiny-Qwen3 TP=2 TRAIN_ITERS=50 ...; python -m moe_bench explain lists each with its value; DRY_RUN=1 "
+    "prints what would run; docs/launch.md and docs/configuration.md tell more."
+)
 
 
 class LauncherGroup(click.Group):
@@ -42,6 +48,7 @@ class LauncherGroup(click.Group):
             params=[words],
             context_settings=_SETTINGS,
             help=about or "Submit through a launcher that was added.",
+            epilog=_HOW,
         )
 
 
@@ -67,9 +74,11 @@ def local(words: tuple[str, ...]) -> None:
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
+    from moe_bench.cli._inputs import refuse_missing
     from moe_bench.cli._watching import prepare_demo_corpus, watch
 
     prepare_demo_corpus(run, project=request.project)
+    refuse_missing(run, request.project)
     directory.create(run, plan)
     sys.exit(watch(plan, run))
 

@@ -79,3 +79,10 @@ def test_a_path_in_the_models_own_yaml_stays(tmp_path: Path) -> None:
     own.write_text(text.replace("${TOKENIZER_MODEL}", "/data/tokenizer"))
     run = resolve("--mock-data", local=False, TRAINING_PARAMS_PATH=str(own))
     assert tokenizer(run) == ("HuggingFaceTokenizer", "/data/tokenizer", "129280")
+
+
+def test_data_that_mock_data_replace_are_named() -> None:
+    for words, given in (((), {"DATA_PATH": "/data/text"}), (("--data-path", "/data/text"), {})):
+        run = resolve("--mock-data", *words, local=False, **given)
+        assert "--data-path" not in run.args
+        assert "--data-path /data/text" in [one.asked for one in run.substitutions]

@@ -1,0 +1,43 @@
+"""What a run on this machine reads must be here before its ranks start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_bench.config.knobs import says, whole
+from moe_bench.config.run import ResolvedRun
+from moe_bench.errors import ConfigError
+
+
+def refuse_missing(run: ResolvedRun, project: Path) -> None:
+    """Raises ConfigError for data, a checkpoint or a tokenizer that the caller names and that is not there.
+
+    Relative paths are the ranks' own: they start in `project`. Addresses and names of the Hugging Face hub are let be.
+    """
+    for flag in ("--data-path", "--train-data-path"):
+        setting = run.args.get(flag)
+        for word in (setting.words or (setting.value,)) if setting is not None else ():
+            if _is_weight(word) or "://" in word or Path(f"{project / word}.idx").is_file():
+                continue
+            raise ConfigError(
+                f"{_said(run, 'DATA_PATH', flag)}: there is no {project / word}.idx; it is the prefix of a .bin/.idx pair "
+                "(python -m moe_bench data prepare makes one); --mock-data trains without data"
+            )
+    for name, flag in (("LOAD_PATH", "--load"), ("TOKENIZER_MODEL", "--tokenizer-model")):
+        setting, knob = run.args.get(flag), run.knobs.get(name)
+        if setting is None or knob is None or knob.value != setting.value:
+            continue
+        if Path(setting.value).is_absolute() and not Path(setting.value).exists():
+            raise ConfigError(f"{says(name, knob)}: there is no such file or folder")
+
+
+def _is_weight(word: str) -> bool:
+    """Of a blend: `0.3 first/prefix 0.7 second/prefix`."""
+    return whole(word) is not None or word.replace(".", "", 1).isdigit()
+
+
+def _said(run: ResolvedRun, name: str, flag: str) -> str:
+    knob, setting = run.knobs.get(name), run.args[flag]
+    if knob is not None and knob.value == setting.value:
+        return says(name, knob)
+    return f"{flag} {setting.value} ({setting.origin.place})"

@@ -1,0 +1,53 @@
+"""A run whose data, checkpoint or tokenizer are not on this machine ends before its ranks start."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from moe_bench.cli._inputs import refuse_missing
+from moe_bench.config.run import ResolvedRun
+from moe_bench.errors import ConfigError
+from tests.support.projects import CPU, REPOSITORY, repository
+
+
+def resolve(*words: str, **given: str) -> ResolvedRun:
+    knobs = {"MODEL": "Mixtral-8x7B", "MOE_BENCH_DEVICE": "cpu", "PRETRAIN": "0", "PP": "1"}
+    knobs |= {"VPP": "1", "EP": "2", **given}
+    return repository().resolve(knobs, words, machine=CPU, local=True)
+
+
+def test_what_is_there_is_let_be(tmp_path: Path) -> None:
+    for name in ("text.idx", "more.idx", "tokenizer.model"):
+        (tmp_path / name).touch()
+    here = {"LOAD_PATH": str(tmp_path), "TOKENIZER_MODEL": str(tmp_path / "tokenizer.model")}
+    for words, given in (
+        ((), {"DATA_PATH": str(tmp_path / "text")}),
+        (("--data-path", "0.3", str(tmp_path / "text"), "0.7", str(tmp_path / "more")), {}),
+        (("--data-path", "text"), {}),  # relative to where the ranks start
+        (("--mock-data",), {}),
+    ):
+        refuse_missing(resolve(*words, **here, **given), tmp_path)
+    refuse_missing(resolve("--mock-data", TOKENIZER_MODEL="owner/name"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "said"),
+    [
+        (
+            (),
+            {"DATA_PATH": "/no/text"},
+            "DATA_PATH=/no/text (environment): there is no /no/text.idx",
+        ),
+        (("--data-path", "1", "/no/text"), {}, "/no/text.idx; it is the prefix"),
+        (("--mock-data",), {"LOAD_PATH": "/no/where"}, "LOAD_PATH=/no/where (environment)"),
+        (("--mock-data",), {"TOKENIZER_MODEL": "/no/m"}, "TOKENIZER_MODEL=/no/m (environment)"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    words: tuple[str, ...], given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        refuse_missing(resolve(*words, **given), REPOSITORY)
