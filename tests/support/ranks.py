@@ -81,9 +81,11 @@ def _fork(
     except BaseException:  # noqa: BLE001 - whatever it is, the test that forked this rank hears of it
         outcome = (False, f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
     finally:
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(pickle.dumps(outcome))
-        os._exit(0)
+        try:
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(pickle.dumps(outcome))
+        finally:  # also where nobody reads any more: a rank must not go on with the tests it was forked from
+            os._exit(0)
 
 
 def _join(rank: int, world_size: int, layout: dict[str, int] | None, store: Path) -> None:
