@@ -67,6 +67,11 @@ class Trained:
         assert None not in losses, losses
         return [loss for loss in losses if loss is not None]
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where it saved."""
+        return self.run_dir / "checkpoints"
+
     def events(self, name: str) -> list[Event]:
         return [event for event in read_events(self.run_dir).records if event.event == name]
 
@@ -95,6 +100,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, hiding: Path) -> Train:
         flags: Sequence[str] = (),
         *,
         layers: str = "as installed",
+        save_every: int | None = None,
         **knobs: str,
     ) -> Trained:
         environment: Mapping[str, str] = CALLER | {
@@ -109,6 +115,9 @@ def train(tmp_path_factory: pytest.TempPathFactory, hiding: Path) -> Train:
             **knobs,
         }
         command = ["bash", str(REPOSITORY / "interactive_benchmarking.sh"), *COMMON, *flags]
+        if save_every is not None:
+            command += ["--save", str(base / name / "checkpoints"), "--save-interval"]
+            command += [str(save_every)]
         done = subprocess.run(
             command,
             env=environment,
@@ -161,11 +170,11 @@ def reference_of(train: Train) -> Callable[[str], Reference]:
         on_cpu = {"MODEL": model, "MOE_BENCH_DEVICE": "cpu", "PR": "fp32"}
         made = train(
             f"{model}-weights",
-            ["--lr", "1e-30", "--min-lr", "0", "--save-interval", "1", "--no-save-optim"],
+            ["--lr", "1e-30", "--min-lr", "0", "--no-save-optim"],
+            save_every=1,
             **(on_cpu | {"TRAIN_ITERS": "1"}),
         )
-        (saved,) = made.events("checkpoint_saved")
-        start = ("--load", str(saved.fields["path"]), *FROM_WEIGHTS)
+        start = ("--load", str(made.checkpoints), *FROM_WEIGHTS)
         fp32 = train(f"{model}-cpu-fp32", start, **on_cpu)
         assert fp32.events("start")[0].fields["device"] == "cpu", "the GPU was not hidden"
         bf16 = train(f"{model}-cpu-bf16", start, **(on_cpu | {"PR": "bf16"}))

@@ -82,10 +82,10 @@ def test_experts_are_counted_in_a_cuda_graph(train: Train) -> None:
 
 def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(layers: str, train: Train) -> None:
     whole = train(f"whole-{layers}", layers=layers, PR="fp32")
-    half = [*("--save-interval", "5", "--exit-interval", "5"), "--save"]
-    checkpoints = whole.run_dir.with_name(f"checkpoints-{layers}")
-    first = train(f"first-{layers}", [*half, str(checkpoints)], layers=layers, PR="fp32")
-    rest = train(f"rest-{layers}", ["--load", str(checkpoints)], layers=layers, PR="fp32")
+    half = {"save_every": 5, "layers": layers, "PR": "fp32"}
+    first = train(f"first-{layers}", ["--exit-interval", "5"], **half)
+    on = ["--load", str(first.checkpoints)]
+    rest = train(f"rest-{layers}", on, layers=layers, PR="fp32")
     assert [step.step for step in rest.steps] == list(range(6, STEPS + 1))
     # Sums over atomics differ from run to run; a lost moment or step count of Adam shows as 1e-2.
     assert farthest(first.losses + rest.losses, whole.losses) <= 1e-3
@@ -121,10 +121,9 @@ HF_CONFIG = {
 def test_what_it_trained_becomes_a_hugging_face_model(
     layers: str, train: Train, tmp_path: Path
 ) -> None:
-    run = train(f"exported-{layers}", ["--save-interval", str(STEPS)], layers=layers)
-    (saved,) = run.events("checkpoint_saved")
+    run = train(f"exported-{layers}", save_every=STEPS, layers=layers)
     (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
-    checkpoint, out = str(saved.fields["path"]), str(tmp_path / "hf")
+    checkpoint, out = str(run.checkpoints), str(tmp_path / "hf")
     convert = [sys.executable, "-m", "moe_bench", "convert"]
     for words in (["export", checkpoint, out, "--hf", str(tmp_path)], ["verify", out, checkpoint]):
         done = subprocess.run(
