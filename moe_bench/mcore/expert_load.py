@@ -12,47 +12,55 @@ from moe_bench.results.records import ExpertLoad
 
 
 class ExpertCounter:
-    """Assignments to each expert of each layer of this rank since the last `drain`.
+    """Assignments to each expert of each layer of this rank since the last `clear`.
 
-    A hook on every `TopKRouter` reads its routing map. With recomputation a layer runs twice, first without gradients:
-    only the run with gradients counts, as in Megatron's own count for the expert bias
-    (megatron/core/transformer/moe/router.py, 0.19).
+    A hook on every `TopKRouter` adds its routing map up on the router's device. With recomputation a layer runs twice,
+    first without gradients: only the run with gradients counts, as in Megatron's own count for the expert bias
+    (megatron/core/transformer/moe/router.py, 0.19). The table stays where it is and all that is counted lies in it, so a
+    CUDA graph that holds the hook's kernels goes on counting when it is replayed without Python.
     """
 
-    def __init__(self, model_chunks: Iterable[torch.nn.Module], *, num_layers: int) -> None:
+    def __init__(
+        self,
+        model_chunks: Iterable[torch.nn.Module],
+        *,
+        num_layers: int,
+        num_mtp_layers: int,
+        num_experts: int,
+    ) -> None:
         """`num_layers`: the decoder's, of all stages; MTP layers are numbered after it."""
         routers = list(_routers(model_chunks, num_layers))
-        self.layers = tuple(layer for layer, _ in routers)
-        self._kept: dict[int, torch.Tensor] = {}
-        self._offered = dict.fromkeys(self.layers, 0)
+        device = routers[0][1].weight.device if routers else None
+        self.table = torch.zeros(
+            num_layers + num_mtp_layers, num_experts + 1, dtype=torch.float64, device=device
+        )
+        """By layer: assignments kept by each expert, then assignments offered."""
         self.paused = False
         """True: forwards are not counted."""
         self._handles = [
-            router.register_forward_hook(self._hook(layer)) for layer, router in routers
+            router.register_forward_hook(self._hook(self.table[layer - 1]))
+            for layer, router in routers
         ]
 
-    def drain(self, layer: int, num_experts: int) -> tuple[torch.Tensor | None, int]:
-        """(assignments kept by expert, assignments offered) of one layer; both start anew."""
-        kept, offered = self._kept.pop(layer, None), self._offered.get(layer, 0)
-        self._offered[layer] = 0
-        assert kept is None or kept.numel() == num_experts, "routing map of another width"
-        return kept, offered
+    def clear(self) -> None:
+        """Start anew."""
+        self.table.zero_()
 
     def remove(self) -> None:
         """Take the hooks off."""
         while self._handles:
             self._handles.pop().remove()
 
-    def _hook(self, layer: int) -> Any:
+    def _hook(self, row: torch.Tensor) -> Any:
+        kept, offered = row[:-1], row[-1:]
+
         def count(router: Any, _inputs: Any, output: Any) -> None:
             if self.paused or not router.training or not torch.is_grad_enabled():
                 return
             routing_map = output[1]
             with torch.no_grad():
-                chosen = routing_map.sum(dim=0)
-                before = self._kept.get(layer)
-                self._kept[layer] = chosen if before is None else before.add_(chosen)
-            self._offered[layer] += routing_map.shape[0] * router.topk
+                kept.add_(routing_map.sum(dim=0))
+                offered.add_(routing_map.shape[0] * router.topk)
 
         return count
 

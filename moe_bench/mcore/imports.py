@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_bench.errors import ArgumentsError
+from moe_bench.errors import ArgumentsError, LaunchError
 
 _HELPER = "megatron.core.datasets.helpers_cpp"
 
@@ -22,6 +23,9 @@ def import_megatron(*, checkout: Path | None, on_cpu: bool) -> None:
 
     The CPU embedding must be in place. Raises ArgumentsError when `checkout` is not a tree that can be imported here.
     """
+    if on_cpu:
+        for library in GPU_LIBRARIES:
+            sys.modules.setdefault(library, None)  # type: ignore[arg-type]  # an import of it fails
     if checkout is not None:
         sys.path.insert(0, str(checkout))
         lend_compiled_helper(checkout)
@@ -31,6 +35,31 @@ def import_megatron(*, checkout: Path | None, on_cpu: bool) -> None:
                 importlib.import_module(name)
         except ImportError as error:
             raise ArgumentsError(_refusal(checkout, error, on_cpu=on_cpu)) from error
+
+
+GPU_LIBRARIES = (
+    *("transformer_engine", "transformer_engine_torch", "apex", "amp_C", "flash_attn"),
+    *("fused_weight_gradient_mlp_cuda", "deep_ep"),
+)
+"""What Megatron would use of an image made for GPUs, and what then would fail on a CPU rank."""
+
+
+def has_transformer_engine() -> bool:
+    """Whether Megatron will find Transformer Engine. Raises LaunchError where it is installed and cannot be imported.
+
+    Megatron would go on without it then, and end in a place that does not say why.
+    """
+    if importlib.util.find_spec("transformer_engine") is None:
+        return False
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except (ImportError, OSError, RuntimeError, AssertionError) as error:
+        raise LaunchError(
+            f"Transformer Engine is installed in {sys.prefix} and cannot be imported: {error}; install the build that fits "
+            "this torch and CUDA (pip install --no-build-isolation 'transformer-engine[pytorch]'), or remove it to train "
+            "with plain layers"
+        ) from error
+    return True
 
 
 CPU_RELEASES = ((0, 17), (0, 19))
@@ -47,7 +76,21 @@ def _refusal(checkout: Path | None, error: ImportError, *, on_cpu: bool) -> str:
             "the places of modules as 0.17 to 0.19 have them; give a checkout of one of these (core_v0.17.0, "
             "core_v0.18.0, core_v0.19.0), or unset MEGATRON_PATH"
         )
+    if checkout is None and (error.name or "").startswith("megatron"):
+        return (
+            f"the installed megatron-core {installed_version()} is not the one this entry is made for: {error}; install "
+            "megatron-core 0.19.2 (locks/container.txt has it with its hash), or set MEGATRON_PATH to the Megatron-LM "
+            "checkout of your release, whose own pretrain_gpt.py then runs"
+        )
     return f"{where} cannot be imported here: {error}; install the package that is missing"
+
+
+def installed_version() -> str:
+    """Of the megatron-core wheel, by its metadata."""
+    try:
+        return importlib.metadata.version("megatron-core")
+    except importlib.metadata.PackageNotFoundError:
+        return "(of unknown version)"
 
 
 def _release(checkout: Path | None) -> tuple[int, ...]:

@@ -44,6 +44,10 @@ class Meters(Protocol):
         """The latest sample; None without a GPU."""
         ...
 
+    def complaints(self) -> list[str]:
+        """What is wrong with the device or with measuring it, since the last call."""
+        ...
+
 
 class Observer(Protocol):
     """Who else wants the steps: a mirror, a test."""
@@ -240,10 +244,14 @@ class Recorder:
     def _start(self, model: list[torch.nn.Module]) -> None:
         args = _megatron_args()
         experts = getattr(args, "num_experts", None) or 0
-        layers = args.num_layers + (getattr(args, "mtp_num_layers", None) or 0)
         if experts:
-            self._counter = ExpertCounter(model, num_layers=args.num_layers)
-        self._exchange = StepExchange(self._counter, num_layers=layers, num_experts=experts)
+            self._counter = ExpertCounter(
+                model,
+                num_layers=args.num_layers,
+                num_mtp_layers=getattr(args, "mtp_num_layers", None) or 0,
+                num_experts=experts,
+            )
+        self._exchange = StepExchange(self._counter)
         total, active = count_parameters(model, args)
         if self._rank == 0:
             self.event(
@@ -266,6 +274,8 @@ class Recorder:
         def train_step(*args: Any, **kwargs: Any) -> Any:
             if self._clock.began_s is None:
                 self._clock.began_s = time.perf_counter()
+            if self._counter is not None:
+                self._counter.clear()  # of what ran since the last step: a CUDA graph's warm-up
             return original(*args, **kwargs)
 
         return train_step
@@ -304,6 +314,8 @@ class Recorder:
                 timers_s=timers_s,
             )
         )
+        for complaint in self._meters.complaints():
+            self.event("warning", step=int(call["iteration"]), message=complaint)
         self._stopping = exchanged.stop_requested
         step_time_s = self._clock.lap()
         self._step = int(call["iteration"])

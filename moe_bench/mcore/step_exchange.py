@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,11 +69,9 @@ class Exchanged:
 class StepExchange:
     """Sums a vector with one slot for each (rank, reading) and each (layer, expert)."""
 
-    def __init__(self, counter: ExpertCounter | None, *, num_layers: int, num_experts: int) -> None:
-        """`num_layers`: of all pipeline stages, MTP's included; 0 without experts."""
+    def __init__(self, counter: ExpertCounter | None) -> None:
+        """`counter`: None without experts."""
         self._counter = counter
-        self._num_layers = num_layers if num_experts else 0
-        self._num_experts = num_experts
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
     def run(self, mine: RankReading) -> Exchanged:
@@ -80,15 +79,16 @@ class StepExchange:
         own = torch.zeros(self._world_size, _SLOTS, dtype=torch.float64)
         own[self._rank] = torch.tensor(_slots(mine), dtype=torch.float64)
         pieces = [own.view(-1)]
+        width = boundary = 0
         if self._counter is not None:
-            pieces.insert(0, self._counts())
+            counts = self._counter.table
+            width, boundary = counts.shape[1], counts.numel()
+            pieces.insert(0, counts.view(-1))
         vector = torch.cat([piece.to(_device(), torch.float64) for piece in pieces])
         if self._world_size > 1:
             dist.all_reduce(vector)
         values = vector.tolist()
-        width = self._num_experts + 1
-        boundary = self._num_layers * width
-        rows = [values[i : i + width] for i in range(0, boundary, width)]
+        rows = [values[i : i + width] for i in range(0, boundary, width or 1)]
         ranks = [values[i : i + _SLOTS] for i in range(boundary, len(values), _SLOTS)]
         return Exchanged(
             memory_gib=tuple(row[0] / GIB for row in ranks),
@@ -104,30 +104,18 @@ class StepExchange:
             ),
         )
 
-    def _counts(self) -> torch.Tensor:
-        counts = torch.zeros(self._num_layers, self._num_experts + 1, device=_device())
-        counts = counts.double()
-        assert self._counter is not None
-        for layer in self._counter.layers:
-            kept, offered = self._counter.drain(layer, self._num_experts)
-            if kept is not None:
-                counts[layer - 1, :-1] = kept
-                counts[layer - 1, -1] = offered
-        return counts.view(-1)
-
 
 def _slots(mine: RankReading) -> list[float]:
-    gpu = mine.gpu
-    sample = (
-        [1.0, gpu.power_w, gpu.sm_clock_mhz, gpu.utilization, gpu.memory_used_gib]
-        if gpu
-        else [0.0] * _GPU_SLOTS
-    )
+    gpu, sample = mine.gpu, [0.0] * _GPU_SLOTS
+    if gpu:
+        figures = (gpu.power_w, gpu.sm_clock_mhz, gpu.utilization, gpu.memory_used_gib)
+        sample = [1.0, *(math.nan if figure is None else figure for figure in figures)]
     return [mine.memory_bytes, float(mine.stop_requested), *sample, *mine.timers_s]
 
 
 def _gpu(rank: int, row: Sequence[float]) -> GpuSample:
-    _, power_w, clock, utilization, used = row
+    told = (None if math.isnan(figure) else figure for figure in row[1:])
+    power_w, clock, utilization, used = told
     return GpuSample(
         rank=rank,
         power_w=power_w,

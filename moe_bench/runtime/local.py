@@ -1,8 +1,8 @@
 """All ranks of a run on this machine: `python -m moe_bench.runtime.local --nproc N -- <Megatron flags>`.
 
 torch and Megatron are imported once and the ranks are forked, by torch's own elastic agent, because importing is most
-of the time from the command to the first step. Only for ranks without CUDA: a CUDA context does not survive a fork, so
-with GPUs each rank is a torchrun worker of its own.
+of the time from the command to the first step. These ranks compute on the CPU, whatever the machine has: a CUDA context
+does not survive a fork, so with GPUs each rank is a torchrun worker of its own (`runtime.pretrain`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,7 @@ def main(argv: Sequence[str]) -> int:
     options, flags = _options(argv)
     try:
         context = local_context(options.nproc)
-        embedding = prepare(context, flags)
-        if embedding is None:
-            raise MoeBenchError(
-                "runtime.local forks its ranks, which CUDA does not survive; on a machine with GPUs use: "
-                f"torchrun --nproc-per-node {options.nproc} -m moe_bench.runtime.pretrain ..."
-            )
+        prepare(context, flags, on_cpu=True)
         _check(context, flags)
     except MoeBenchError as error:
         log.error("%s", error)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import torch
 
 from moe_bench.results.records import GpuSample
-from moe_bench.units import GIB
+from moe_bench.runtime.nvml import NvmlSampler
 
-PERIOD_S = 1.0
 _PAGE = 4096
 
 
@@ -25,22 +23,20 @@ class CpuMeters:
         """There is none."""
         return None
 
+    def complaints(self) -> list[str]:
+        """None."""
+        return []
+
     def close(self) -> None:
         """Nothing to close."""
 
 
 class GpuMeters:
-    """torch's peak of allocated memory, and NVML's view, sampled once a second by a thread of its own."""
+    """torch's peak of allocated memory, and NVML's view of this process's current device."""
 
     def __init__(self, rank: int) -> None:
-        """Start sampling this thread's current device. Without nvidia-ml-py there are no samples."""
-        self._rank = rank
-        self._latest: GpuSample | None = None
-        self._stop = threading.Event()
-        # By UUID: NVML counts all devices of the machine, torch those that CUDA_VISIBLE_DEVICES leaves, in its order.
-        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        self._thread = threading.Thread(target=self._sample, args=(uuid,), name="nvml", daemon=True)
-        self._thread.start()
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        self._nvml = NvmlSampler(str(uuid), rank=rank)
 
     def memory_bytes(self) -> float:
         """Peak allocated bytes."""
@@ -48,31 +44,15 @@ class GpuMeters:
 
     def gpu(self) -> GpuSample | None:
         """The latest sample."""
-        return self._latest
+        return self._nvml.latest()
+
+    def complaints(self) -> list[str]:
+        """What is wrong with the GPU or with reading it, since the last call."""
+        return self._nvml.complaints()
 
     def close(self) -> None:
         """Stop sampling."""
-        self._stop.set()
-        self._thread.join(timeout=2 * PERIOD_S)
-
-    def _sample(self, uuid: str) -> None:
-        try:
-            import pynvml  # noqa: PLC0415 - optional
-        except ModuleNotFoundError:
-            return
-        try:
-            pynvml.nvmlInit()
-            device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-            while not self._stop.wait(PERIOD_S):
-                self._latest = GpuSample(
-                    rank=self._rank,
-                    power_w=pynvml.nvmlDeviceGetPowerUsage(device) / 1e3,
-                    sm_clock_mhz=float(pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)),
-                    utilization=pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100,
-                    memory_used_gib=pynvml.nvmlDeviceGetMemoryInfo(device).used / GIB,
-                )
-        except pynvml.NVMLError:
-            self._latest = None  # a container without NVML: the record has no samples
+        self._nvml.close()
 
 
 def meters(rank: int, *, on_cpu: bool) -> CpuMeters | GpuMeters:

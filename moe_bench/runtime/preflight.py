@@ -16,6 +16,7 @@ from moe_bench.arguments.schema import FlagSchema
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.mcore.cpu.embedding import install
 from moe_bench.mcore.preflight import Accepted, Refusal, assumed, load, validate
+from moe_bench.runtime.rank import hide_gpus
 
 _WORD = re.compile(r"--[a-z0-9-]+|[A-Za-z_][A-Za-z0-9_]{2,}")
 ELSEWHERE = {
@@ -69,6 +70,7 @@ def prepare(megatron_path: Path | None) -> tuple[str, str]:
     """
     if megatron_path is not None:
         sys.path.insert(0, str(megatron_path))
+    hide_gpus()
     said = install().summary()
     return said, load()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import runpy
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_bench.errors import MoeBenchError
+from moe_bench.errors import LaunchError, MoeBenchError
 from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
 from moe_bench.results.wandb import WandbMirror, choose_mode
 from moe_bench.results.writer import RunWriter
@@ -25,6 +24,7 @@ from moe_bench.runtime.rank import (
     export,
     export_device,
     export_for_cpu,
+    export_for_gpu,
     fill_in,
     rank_context,
 )
@@ -45,23 +45,29 @@ def main(argv: Sequence[str]) -> int:
     try:
         context = rank_context()
         export(context)
-        train(context, argv, prepare(context, argv))
+        on_cpu = environment().get("MOE_BENCH_DEVICE") == "cpu"
+        train(context, argv, prepare(context, argv, on_cpu=on_cpu))
     except MoeBenchError as error:
         log.error("%s", error)
         return error.exit_code
     return 0
 
 
-def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
+def prepare(context: RankContext, argv: Sequence[str], *, on_cpu: bool) -> Embedding | None:
     """Import torch and Megatron, the CPU embedding in place where there is no CUDA: all that ranks can share.
 
-    Returns the embedding; None on a GPU. Raises ArgumentsError for what a CPU cannot do, LaunchError
-    where this rank has no GPU to itself.
+    `on_cpu`: there is none for this run, whatever the machine has. Returns the embedding; None on a GPU. Raises
+    ArgumentsError for what a CPU cannot do, LaunchError where this rank lacks the GPU or the libraries that `argv` needs.
     """
+    missing = None
+    if on_cpu:
+        export_for_cpu()
+    else:
+        missing = export_for_gpu()
     import torch  # noqa: PLC0415 - seconds; after the environment has been checked
 
     embedding = None
-    if not torch.cuda.is_available():
+    if on_cpu or (not torch.cuda.is_available() and _flag(argv, *_BACKEND) == "gloo"):
         from moe_bench.mcore.cpu.embedding import install  # noqa: PLC0415
         from moe_bench.mcore.cpu.embedding_refusals import refuse  # noqa: PLC0415
 
@@ -69,13 +75,63 @@ def prepare(context: RankContext, argv: Sequence[str]) -> Embedding | None:
         export_for_cpu()
         embedding = install(local_world_size=context.local_world_size)
     else:
-        ordinal = device_ordinal(context.local_rank, torch.cuda.device_count())
-        export_device(ordinal)
-        torch.cuda.set_device(ordinal)
+        _take_device(context)
+        _check_layers(argv)
+        if missing is not None and context.rank == 0:
+            log.warning("torch.compile is off: %s is not here, and Triton needs it", missing)
     from moe_bench.mcore.imports import import_megatron  # noqa: PLC0415
 
     import_megatron(checkout=context.megatron_path, on_cpu=embedding is not None)
     return embedding
+
+
+_BACKEND = ("--distributed-backend", "nccl")
+
+
+def _take_device(context: RankContext) -> None:
+    import torch  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        reason = "it sees no device"
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+        raise LaunchError(
+            f"this run is for GPUs (no --distributed-backend gloo), and torch {torch.__version__} "
+            f"(CUDA {torch.version.cuda}) of {sys.executable} cannot use one: {reason}; "
+            "`python -m moe_bench doctor` looks closer, docs/gpu.md says which torch fits which driver, and "
+            "MOE_BENCH_DEVICE=cpu trains on the CPU"
+        )
+    ordinal = device_ordinal(context.local_rank, torch.cuda.device_count())
+    export_device(ordinal)
+    torch.cuda.set_device(ordinal)
+
+
+def _check_layers(argv: Sequence[str]) -> None:
+    """Raise LaunchError where `argv` ask for Transformer Engine's layers and it is not here."""
+    from moe_bench.mcore.imports import has_transformer_engine  # noqa: PLC0415 - imports torch
+
+    asked = _flag(argv, "--transformer-impl", "transformer_engine")
+    if not has_transformer_engine() and asked == "transformer_engine":
+        raise LaunchError(
+            f"--transformer-impl transformer_engine (Megatron's default) needs Transformer Engine, which {sys.executable} "
+            "does not have; install transformer-engine[pytorch], use an image that has it, or take plain layers: "
+            f"{' '.join(PLAIN_LAYERS)}"
+        )
+
+
+PLAIN_LAYERS = (
+    *(
+        "--transformer-impl",
+        "local",
+        "--no-gradient-accumulation-fusion",
+        "--no-persist-layer-norm",
+    ),
+    *("--no-rope-fusion", "--no-masked-softmax-fusion", "--no-bias-swiglu-fusion"),
+    "--no-bias-dropout-fusion",
+)
+"""What a GPU without Transformer Engine needs; a local launch adds it by itself."""
 
 
 def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None) -> bool:
@@ -85,6 +141,7 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
     """
     import torch  # noqa: PLC0415
 
+    from moe_bench.mcore.imports import has_transformer_engine  # noqa: PLC0415
     from moe_bench.mcore.patches import COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS  # noqa: PLC0415
 
     torch.set_num_threads(context.threads)
@@ -95,8 +152,8 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
         stack.enter_context(LOAD_WITHOUT_GRADIENTS.applied())
         if embedding is not None:
             _announce(context, embedding, stack, recorder)
-        elif importlib.util.find_spec("transformer_engine") is None:
-            _use_reference_layers(context, stack)
+        elif not has_transformer_engine():
+            _use_reference_layers(context, stack, recorder)
         if recorder is not None:
             stack.enter_context(recorder.hooks())
             assert context.run_dir is not None
@@ -177,15 +234,19 @@ def _run_megatron(context: RankContext) -> None:
             raise
 
 
-def _use_reference_layers(context: RankContext, stack: contextlib.ExitStack) -> None:
+def _use_reference_layers(
+    context: RankContext, stack: contextlib.ExitStack, recorder: Recorder | None
+) -> None:
     """A GPU without Transformer Engine: Megatron's own local layers refuse much of what the presets need."""
     from moe_bench.mcore.cpu.spec import reference_layers  # noqa: PLC0415
 
     layers = stack.enter_context(reference_layers(on_cpu=False))
+    said = f"Transformer Engine is not installed: {len(layers)} parts in plain torch take its place"
     if context.rank == 0:
-        sys.stdout.write(
-            f"Transformer Engine is not installed: {len(layers)} reference layers in plain torch take its place\n"
-        )
+        sys.stdout.write(said + "\n")
+        if recorder is not None:
+            names = [f"{row.module}.{row.attribute}" for row in layers]
+            recorder.event("embedding", replaced=names, summary=said)
 
 
 def _announce(
@@ -227,7 +288,7 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
         world_size=context.world_size,
         observers=_mirrors(context, writer),
         after_step=after_step,
-        facts={"device": _device_name(embedding)},
+        facts=_facts(embedding),
         is_told=(context.run_dir / STOP_FILE).exists if context.rank == 0 else lambda: False,
     )
     profiler.extend(_profilers(context, gauges, recorder))
@@ -306,10 +367,14 @@ def _flag(argv: Sequence[str], name: str, default: str) -> str:
     return default
 
 
-def _device_name(embedding: Embedding | None) -> str:
+def _facts(embedding: Embedding | None) -> dict[str, object]:
+    """What the record's start says of the device."""
     import torch  # noqa: PLC0415
 
-    return "cpu" if embedding is not None else str(torch.cuda.get_device_name())
+    if embedding is not None:
+        return {"device": "cpu"}
+    is_off = environment().get("TORCHDYNAMO_DISABLE", "0") not in ("", "0")
+    return {"device": torch.cuda.get_device_name(), "torch_compile": "off" if is_off else "on"}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +103,34 @@ def export_device(ordinal: int) -> None:
     os.environ["LOCAL_RANK"] = str(ordinal)
 
 
+def hide_gpus() -> None:
+    """Before CUDA is first asked anything: what of torch is not presented by the host finds no GPU either."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def export_for_cpu() -> None:
-    """What a CPU rank needs before Megatron is imported."""
+    """What a CPU rank needs before torch is imported."""
+    hide_gpus()
     keep_freed_memory(os.environ)
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled for a GPU
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # asserted by Megatron with TP and SP
+
+
+def export_for_gpu() -> str | None:
+    """Turn torch.compile off where it could not work, and say what is missing. Before torch is imported.
+
+    Megatron compiles functions as soon as it starts (megatron/training/initialize.py _warmup_jit_function, 0.19.2); for
+    each of them Triton builds a small C module (triton/runtime/build.py, 3.6), which a bare machine has no compiler for.
+    """
+    if "TORCHDYNAMO_DISABLE" in os.environ:
+        return None
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is not None and header.is_file():
+        return None
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    return f"{header} (python3-dev)" if compiler is not None else "a C compiler (gcc)"
 
 
 def export_forked(rank: int, world_size: int, port: str) -> None:
