@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from moe_bench.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from moe_bench.checkpoint.families import family_of
-from moe_bench.checkpoint.family import Family, View, holds, list_of, read_sizes, table_of
+from moe_bench.checkpoint.family import Family, holds, list_of, read_sizes, table_of
 from moe_bench.checkpoint.fingerprint import digest, tool
 from moe_bench.checkpoint.layout import choose_layer_keys
 from moe_bench.checkpoint.mapping import (
@@ -24,6 +24,7 @@ from moe_bench.checkpoint.mapping import (
     Matrix,
     MegatronTensor,
     ModelMap,
+    Piece,
     count_mtp,
     map_model,
 )
@@ -39,16 +40,6 @@ MIN_UNIT, MAX_UNIT = 4 << 20, 512 << 20
 UNITS_WANTED = 64
 
 
-class Read(NamedTuple):
-    """Rows of a Hugging Face matrix that go into a chunk, in order."""
-
-    name: str
-    first: int
-    rows: int
-    view: View | None
-    expert: int | None
-
-
 class Chunk(NamedTuple):
     """One box of one Megatron tensor."""
 
@@ -56,7 +47,8 @@ class Chunk(NamedTuple):
     """Position in the plan's tensors."""
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    reads: tuple[Read, ...]
+    reads: tuple[Piece, ...]
+    """Its rows from the top down."""
 
 
 class PlannedTensor(NamedTuple):
@@ -369,11 +361,11 @@ def _chunks(index: int, planned: PlannedTensor, block: tuple[int, int] | None) -
                 )
 
 
-def _sections(matrix: Matrix) -> Iterator[tuple[int, int, tuple[Read, ...]]]:
-    """(first row, rows, reads) of each part that is one chunk when it is small enough."""
-    pieces = [Read(*piece) for piece in matrix.pieces]
+def _sections(matrix: Matrix) -> Iterator[tuple[int, int, tuple[Piece, ...]]]:
+    """(first row, rows, pieces) of each part that is one chunk when it is small enough."""
+    pieces = matrix.pieces
     if len({piece.name for piece in pieces}) < len(pieces) and pieces[0].view is None:
-        yield 0, sum(piece.rows for piece in pieces), tuple(pieces)
+        yield 0, sum(piece.rows for piece in pieces), pieces
         return
     start = 0
     for piece in pieces:
@@ -381,8 +373,10 @@ def _sections(matrix: Matrix) -> Iterator[tuple[int, int, tuple[Read, ...]]]:
         start += piece.rows
 
 
-def _rows(reads: tuple[Read, ...], first: int, count: int) -> tuple[Read, ...]:
-    """Rows first .. first + count of the reads laid end to end."""
+def _rows(reads: tuple[Piece, ...], first: int, count: int) -> tuple[Piece, ...]:
+    """Rows first .. first + count of the pieces laid end to end."""
+    if first == 0 and count == sum(read.rows for read in reads):
+        return reads
     out, at = [], 0
     for read in reads:
         low, high = max(first, at), min(first + count, at + read.rows)

@@ -20,9 +20,10 @@ from moe_bench.checkpoint.arithmetic import (
     widen,
 )
 from moe_bench.checkpoint.dtypes import DTYPES
+from moe_bench.checkpoint.mapping import Piece
 from moe_bench.checkpoint.open_files import OpenFiles
 from moe_bench.checkpoint.part_file import PartFile
-from moe_bench.checkpoint.plan import Chunk, Plan, Read, Unit
+from moe_bench.checkpoint.plan import Chunk, Plan, Unit
 from moe_bench.checkpoint.safetensors import StoredTensor
 from moe_bench.checkpoint.source import scale_name
 from moe_bench.checkpoint.torchsave import frame
@@ -95,14 +96,14 @@ class UnitWriter:
         part.write(head, base)
         return crc
 
-    def _refuse(self, read: Read) -> NoReturn:
+    def _refuse(self, read: Piece) -> NoReturn:
         stored = self._plan.source.tensors[read.name]
         raise CheckpointError(
             f"{stored.file}: tensor {read.name!r} holds NaN or infinity; "
             "fetch the file again, or pass --allow-non-finite if it is meant"
         )
 
-    def _blocks(self, read: Read, dtype: str) -> Iterator[memoryview]:
+    def _blocks(self, read: Piece, dtype: str) -> Iterator[memoryview]:
         """The read's rows in the output's type, in blocks that fit the buffer."""
         stored = self._plan.source.tensors[read.name]
         if read.view is not None and read.view.packed:
@@ -132,7 +133,7 @@ class UnitWriter:
             yield self._reader.read(name, stored, start + at, min(step, length - at))
 
     def _converted(
-        self, read: Read, stored: StoredTensor, dtype: str, data: memoryview, first_row: int
+        self, read: Piece, stored: StoredTensor, dtype: str, data: memoryview, first_row: int
     ) -> memoryview:
         if stored.dtype == "F8_E4M3":
             codes = np.frombuffer(data, np.uint8).reshape(-1, stored.shape[1])
@@ -155,7 +156,7 @@ class UnitWriter:
             self._scale = name, np.frombuffer(raw, np.float32).reshape(stored.shape)
         return self._scale[1]
 
-    def _viewed(self, read: Read, stored: StoredTensor, dtype: str) -> Iterator[memoryview]:
+    def _viewed(self, read: Piece, stored: StoredTensor, dtype: str) -> Iterator[memoryview]:
         """A transposed or strided matrix: read whole, because its rows lie scattered."""
         assert read.view is not None, "called for views only"
         if read.view.less_one:
@@ -179,7 +180,7 @@ class UnitWriter:
         rows = matrix[read.view.start :: read.view.step][read.first : read.first + read.rows]
         yield memoryview(np.ascontiguousarray(rows)).cast("B")
 
-    def _packed(self, read: Read, stored: StoredTensor) -> Iterator[memoryview]:
+    def _packed(self, read: Piece, stored: StoredTensor) -> Iterator[memoryview]:
         """Every `step`-th row of an expert's MXFP4 matrix, as bfloat16."""
         assert read.view is not None, "MXFP4 is a view"
         assert read.expert is not None, "MXFP4 tensors hold all experts"
@@ -219,12 +220,12 @@ class _Ahead:
             self._fetched += self._fetch(read)
         self._fetched -= sum(self._extent(read)[1] for read in chunk.reads)
 
-    def _fetch(self, read: Read) -> int:
+    def _fetch(self, read: Piece) -> int:
         offset, length = self._extent(read)
         self._reader.prefetch(self._tensors[read.name], offset, length)
         return length
 
-    def _extent(self, read: Read) -> tuple[int, int]:
+    def _extent(self, read: Piece) -> tuple[int, int]:
         """Bytes of the tensor that the read needs, or of its expert when they lie scattered there."""
         stored = self._tensors[read.name]
         if read.expert is not None:
