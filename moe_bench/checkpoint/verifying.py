@@ -15,7 +15,7 @@ from moe_bench.checkpoint.dtypes import DTYPES, WEIGHT_DTYPES
 from moe_bench.checkpoint.exporting import map_checkpoint
 from moe_bench.checkpoint.metadata import Box
 from moe_bench.checkpoint.plan import scale_block
-from moe_bench.checkpoint.source import HfSource, open_hf
+from moe_bench.checkpoint.source import CARRIED, HfSource, open_hf, read_json
 from moe_bench.checkpoint.torch_dist import (
     BoxReader,
     TorchDist,
@@ -149,7 +149,19 @@ def _comparable(a: TorchDist | HfSource, b: TorchDist | HfSource) -> tuple[Weigh
 def _as_hf(opened: TorchDist | HfSource, config: Mapping[str, Any]) -> Weights:
     if isinstance(opened, HfSource):
         return HfWeights(opened, scale_block(opened))
+    _check_layers(opened, config)
     return _WithCopies(opened, config)
+
+
+def _check_layers(checkpoint: TorchDist, config: Mapping[str, Any]) -> None:
+    """What `import --layers` makes is another model than its source."""
+    path = checkpoint.folder.parent / CARRIED / "config.json"
+    own = read_json(path).get("num_hidden_layers") if path.is_file() else None
+    if own not in (None, config.get("num_hidden_layers")):
+        raise CheckpointError(
+            f"{checkpoint.folder} holds {own} layers (import --layers), the other {config.get('num_hidden_layers')}: "
+            "compare it with what `convert export` makes of it"
+        )
 
 
 class _WithCopies:

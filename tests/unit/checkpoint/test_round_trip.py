@@ -332,6 +332,10 @@ def test_the_first_layers_alone_are_a_model(config: dict[str, Any], tmp_path: Pa
     }
     assert all(kept[tensor] == contents(whole)[tensor] for tensor in kept)
     assert verify(back, tmp_path / "megatron").differences == ()
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 layers .* compare it with what `convert export`"
+    ):
+        verify(whole, tmp_path / "megatron")
     flags = inspect(tmp_path / "megatron").flags
     assert flags == inspect(back).flags
     assert flags[flags.index("--num-layers") + 1] == "2"
