@@ -7,6 +7,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import logging
 import re
 import sys
 import warnings
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_bench.errors import ArgumentsError, LaunchError
+
+log = logging.getLogger(__name__)
 
 _HELPER = "megatron.core.datasets.helpers_cpp"
 
@@ -26,7 +29,9 @@ def import_megatron(*, checkout: Path | None, on_cpu: bool) -> None:
     if on_cpu:
         for library in GPU_LIBRARIES:
             sys.modules.setdefault(library, None)  # type: ignore[arg-type]  # an import of it fails
-    if checkout is not None:
+    if checkout is None:
+        hide_old_resiliency_extension()
+    else:
         sys.path.insert(0, str(checkout))
         lend_compiled_helper(checkout)
     with quiet_about_gpu_libraries():
@@ -42,6 +47,20 @@ GPU_LIBRARIES = (
     *("fused_weight_gradient_mlp_cuda", "deep_ep"),
 )
 """What Megatron would use of an image made for GPUs, and what then would fail on a CPU rank."""
+
+
+def hide_old_resiliency_extension() -> None:
+    """megatron-core 0.19 cannot be imported beside nvidia-resiliency-ext before 0.6, which images bring.
+
+    megatron/core/fault_injector.py (0.19.2) does without the package, but not without a name that it lacks.
+    """
+    try:
+        version = importlib.metadata.version("nvidia-resiliency-ext")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (0, 6):
+        sys.modules.setdefault("nvidia_resiliency_ext", None)  # type: ignore[arg-type]
+        log.warning("nvidia-resiliency-ext %s is left out: megatron-core 0.19 needs 0.6", version)
 
 
 def has_transformer_engine() -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from moe_bench.arguments.schema.store import releases_with
 from moe_bench.errors import LaunchError
-from moe_bench.mcore.imports import has_transformer_engine
+from moe_bench.mcore.imports import has_transformer_engine, hide_old_resiliency_extension
 from moe_bench.runtime import pretrain, rank
 
 
@@ -69,3 +70,18 @@ def test_a_cpu_rank_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     rank.export_for_cpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(("version", "is_hidden"), [("0.4.1+cuda13", True), ("0.6.0", False)])
+def test_a_resiliency_extension_that_megatron_stumbles_over_is_left_out(
+    version: str, is_hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / f"nvidia_resiliency_ext-{version}.dist-info"
+    info.mkdir()
+    said = f"Metadata-Version: 2.1\nName: nvidia-resiliency-ext\nVersion: {version}\n"
+    (info / "METADATA").write_text(said)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "nvidia_resiliency_ext", sys)  # restored, whatever happens
+    del sys.modules["nvidia_resiliency_ext"]
+    hide_old_resiliency_extension()
+    assert ("nvidia_resiliency_ext" in sys.modules) == is_hidden
