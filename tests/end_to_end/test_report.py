@@ -46,8 +46,8 @@ class Visit:
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)
+        self.page.goto(path.as_uri(), timeout=60_000)
+        self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
 
     def titles(self) -> list[str]:
         return self.page.locator("figure h3").all_inner_texts()
@@ -133,7 +133,7 @@ def test_a_page_is_printed_dark_on_light(browser: object, tmp_path: Path) -> Non
     )
     assert min(visit.page.evaluate(shade)) > 200
     visit.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert max(visit.page.evaluate(shade)) < 60
+    visit.page.wait_for_function(f"Math.max(...{shade}) < 60", timeout=20_000)
 
 
 def test_the_filter_of_the_configuration_hides_what_does_not_match(
@@ -166,20 +166,16 @@ def test_a_run_without_steps_still_has_a_page(browser: object, tmp_path: Path) -
     assert "NOT THE REAL MODEL" in visit.page.content()
 
 
-def test_one_spike_among_thousands_of_steps_is_seen(tmp_path: Path) -> None:
-    for spike in (1234, 2345):
-        run = write_run(tmp_path / str(spike), num_steps=4500, spike=spike)
-        [loss, *_] = figures_of(render_report([run]))
-        assert max(loss["traces"][0]["y"]) == 99.0
-        assert len(loss["traces"][0]["y"]) <= 1500
-
-
 def figures_of(page: str) -> list[dict[str, object]]:
     text = page.split('<script id="page" type="application/json">')[1].split("</script>")[0]
     return json.loads(text)["figures"]
 
 
-def test_a_long_run_of_many_experts_makes_a_page_of_bounded_size(tmp_path: Path) -> None:
-    short = len(render_report([write_run(tmp_path / "a", num_steps=1500)]))
-    long = len(render_report([write_run(tmp_path / "b", num_steps=4500)]))
-    assert long < short + 100_000
+def test_a_long_run_makes_a_page_of_bounded_size_in_which_one_spike_is_seen(tmp_path: Path) -> None:
+    short = render_report([write_run(tmp_path / "a", num_steps=1500)])
+    long = render_report([write_run(tmp_path / "b", num_steps=4500, spike=1234)])
+    assert len(long) < len(short) + 100_000
+    [loss, *_] = figures_of(long)
+    [line] = loss["traces"]
+    assert max(line["y"]) == 99.0
+    assert len(line["y"]) <= 1500
