@@ -8,8 +8,6 @@ from moe_bench.config.layers import Candidate
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Setting
 
-DEMO_PORT = "6000"
-
 CARRIED = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "DEEPEP_",

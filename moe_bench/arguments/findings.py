@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from moe_bench.config.run import Origin
 from moe_bench.errors import ArgumentsError
 
 Severity = Literal["error", "warning", "note"]
@@ -32,11 +31,6 @@ class Finding:
         """One line: value (place): reason; way out."""
         place = f" ({self.place})" if self.place else ""
         return f"{self.subject}{place}: {self.reason}; {self.fix}"
-
-
-def place_of(origin: Origin) -> str:
-    """What the user would open to change a value."""
-    return origin.place
 
 
 def raise_errors(findings: list[Finding]) -> None:

@@ -77,24 +77,15 @@ def _bytes_of(path: Path, shown: str) -> bytes:
 _LARGEST_BYTES = 4 << 20
 
 
-def run_confs(
-    files: tuple[ConfFile, ...], environment: Mapping[str, str], shown: Callable[[str], str]
-) -> ConfVariables:
-    """The variables after running the files, in order, in one bash. Raises ConfigError with bash's own message."""
-    [found] = run_confs_each(files, [environment], shown)
-    if isinstance(found, ConfigError):
-        raise found
-    return found
-
-
 def run_confs_each(
     files: tuple[ConfFile, ...],
     environments: Sequence[Mapping[str, str]],
     shown: Callable[[str], str],
     meanwhile: Callable[[], object] = lambda: None,
 ) -> Iterator[ConfVariables | ConfigError]:
-    """The same for many environments, each by itself and in order, while a few bash processes run those to come.
+    """The variables after running the files, in order, in one bash: for many environments, each by itself, in order.
 
+    A few bash processes run those to come meanwhile. Bash's own message is in the error of an environment where a file fails.
     What a default would have been but for the caller is found out once for each MODEL and told of the others, too: it is
     half of the work, and only shown. An error of one stands in its place. Raises ConfigError for files that cannot be read or do not end.
     `meanwhile` is called once bash works on another core.

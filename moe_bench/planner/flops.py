@@ -1,6 +1,6 @@
 """Floating-point operations that training one token takes. Pure.
 
-Formula version 1: three times the forward pass (the backward pass takes twice as much), two operations for each
+Three times the forward pass (the backward pass takes twice as much), two operations for each
 weight a token meets (attention, router, chosen and shared experts, output layer), half the attention matrix because it
 is causal, only the window where a layer has one. Not counted: embedding look-up, norms, activations, recomputation,
 and the gated delta rule's state update.
@@ -12,9 +12,6 @@ from collections.abc import Mapping
 
 from moe_bench.config.run import Setting
 from moe_bench.planner.architecture import Architecture, Experts
-
-FORMULA = "moe_bench-flop-1"
-"""Names the formula in a result."""
 
 
 def per_token(args: Mapping[str, Setting], *, with_mtp: bool = True) -> float:

@@ -1,1 +1,1 @@
-"""Where ranks and layers sit: parallel groups and pipeline stages."""
+"""How many ranks a layout needs, and which layers each pipeline stage holds."""

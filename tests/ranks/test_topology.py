@@ -1,39 +1,10 @@
-"""Layouts and pipelines agree with Megatron-Core's own (imported, no ranks started)."""
+"""Pipelines agree with Megatron-Core's own (imported, no ranks started)."""
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
-from moe_bench.topology.layout import EXPERT_ORDER, Layout
 from moe_bench.topology.pipeline import from_layout
-
-SIZES = [
-    dict(zip(("tp", "cp", "pp", "ep", "etp"), sizes, strict=True))
-    for sizes in itertools.product((1, 2), (1, 2), (1, 2), (1, 2, 4), (1, 2))
-]
-
-
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_groups_are_megatrons(sizes: dict[str, int]) -> None:
-    from megatron.core.parallel_state import RankGenerator
-
-    layout = Layout(world_size=16, **sizes)
-    dense = RankGenerator(
-        tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=layout.cp, order="tp-cp-ep-dp-pp"
-    )
-    expert = RankGenerator(
-        tp=layout.etp, ep=layout.ep, dp=layout.edp, pp=layout.pp, cp=1, order="tp-cp-ep-dp-pp"
-    )
-    for token in ("tp", "cp", "dp", "pp", "dp-cp", "tp-cp", "tp-dp-cp", "tp-pp"):
-        assert layout.groups(*token.split("-")) == sorted(map(sorted, dense.get_ranks(token))), (
-            token
-        )
-    names = {"tp": "etp", "ep": "ep", "dp": "edp", "pp": "pp"}
-    for token in ("ep", "tp", "dp", "tp-ep", "tp-ep-pp"):
-        ours = layout.groups(*(names[one] for one in token.split("-")), order=EXPERT_ORDER)
-        assert ours == sorted(map(sorted, expert.get_ranks(token))), token
 
 
 @pytest.mark.parametrize(
@@ -44,7 +15,7 @@ def test_groups_are_megatrons(sizes: dict[str, int]) -> None:
         ("Et*4|(tttt|)*14tmL", 4),
         ("Ettt|(tt|)*29,m|L", 16),
         ("E|t|t|t*3|tt|L", 3),
-        ("(|t)*2".replace("(|t)*2", "E(|tt)*3|L"), 1),
+        ("E(|tt)*3|L", 1),
     ],
 )
 def test_layout_strings_mean_what_megatron_reads(text: str, pp: int) -> None:

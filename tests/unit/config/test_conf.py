@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from moe_bench.config.conf import ConfFile, ConfVariables, declared
-from moe_bench.config.sources import run_confs, run_confs_each
+from moe_bench.config.sources import run_confs_each
 from moe_bench.errors import ConfigError
 
 NAMES = ("common", "runtime", "cluster")
+
+
+def run_confs(files: tuple[ConfFile, ...], environment: dict[str, str]) -> ConfVariables:
+    """One environment's outcome; an error is raised."""
+    [found] = run_confs_each(files, [environment], lambda path: Path(path).name)
+    if isinstance(found, ConfigError):
+        raise found
+    return found
 
 
 def run(tmp_path: Path, *texts: str, **environment: str) -> ConfVariables:
@@ -20,7 +28,7 @@ def run(tmp_path: Path, *texts: str, **environment: str) -> ConfVariables:
         path.write_text(text)
         files.append(ConfFile(path=str(path), layer=name, shown=f"{name}.conf"))
     given = {"PATH": "/usr/bin:/bin"} | environment
-    return run_confs(tuple(files), given, lambda path: Path(path).name)
+    return run_confs(tuple(files), given)
 
 
 def test_a_default_of_the_file_is_used_and_its_line_named(tmp_path: Path) -> None:
@@ -165,14 +173,14 @@ def test_what_editors_leave_behind_is_refused(tmp_path: Path, data: bytes, said:
     path.write_bytes(data)
     file = ConfFile(path=str(path), layer="runtime", shown="runtime.conf")
     with pytest.raises(ConfigError, match=said):
-        run_confs((file,), {"PATH": "/usr/bin:/bin"}, str)
+        run_confs((file,), {"PATH": "/usr/bin:/bin"})
 
 
 def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.conf").mkdir()
     file = ConfFile(path=str(tmp_path / "x.conf"), layer="common", shown="x.conf")
     with pytest.raises(ConfigError, match="is a directory"):
-        run_confs((file,), {}, str)
+        run_confs((file,), {})
 
 
 @pytest.mark.parametrize(
@@ -221,7 +229,7 @@ def test_many_environments_in_one_pass_end_as_each_does_alone(tmp_path: Path) ->
             assert f"common.conf failed: TP={environment['TP']} is too much" in str(found)
             continue
         assert isinstance(found, ConfVariables)
-        alone = run_confs(files, environment, lambda name: Path(name).name)
+        alone = run_confs(files, environment)
         assert (found.settings, found.exported) == (alone.settings, alone.exported)
         assert found.settings["NOTE"].value == (
             f"{environment.get('NOTE') or 'none'} of {environment['TP']}"
