@@ -362,8 +362,4 @@ class _Changes:
 
 
 def _asked(args: dict[str, Setting], flags: list[str]) -> str:
-    return " ".join(_spelled(flag, args[flag]) for flag in flags)
-
-
-def _spelled(flag: str, setting: Setting) -> str:
-    return flag if setting.value == "true" else f"{flag} {setting.value}"
+    return " ".join(args[flag].spelled(flag) for flag in flags)

@@ -29,6 +29,17 @@ class Setting:
     words: tuple[str, ...] | None = None
     """For a flag: the argv words that follow it. None: `value` itself, or nothing for a switch ("true")."""
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The words that follow a flag with this setting in an argv; none for a switch."""
+        if self.words is not None:
+            return self.words
+        return () if self.value == "true" else (self.value,)
+
+    def spelled(self, flag: str) -> str:
+        """`--lr 1e-3`, or `--swiglu`: how every message names a flag."""
+        return f"{flag} {self.value}" if self.argv else flag
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overridden:

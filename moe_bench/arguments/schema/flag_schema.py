@@ -10,6 +10,7 @@ from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.schema.renames import renames
 from moe_bench.arguments.schema.spec import FlagSpec, refusal
 from moe_bench.arguments.schema.store import release_lines, releases_with
+from moe_bench.config.knobs import KNOBS, is_secret
 from moe_bench.config.misspelt import within
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import Setting
@@ -69,7 +70,7 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
             if spec is None:
                 found.append(self._unknown(flag, setting))
                 continue
-            reason = refusal(spec, _words(setting))
+            reason = refusal(spec, setting.argv)
             if reason is not None:
                 found.append(self._bad_value(spec, flag, setting, reason))
             if flag in OLD:
@@ -83,7 +84,7 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
         return Finding(
             severity="warning" if may_exist else "error",
             rule="bad-value",
-            subject=_subject(flag, setting),
+            subject=setting.spelled(flag),
             place=setting.origin.place,
             reason=reason,
             fix=_way_out(spec, setting),
@@ -97,7 +98,7 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
         return Finding(
             severity="warning" if dropped or (may_exist and not is_typo) else "error",
             rule=rule,
-            subject=_subject(flag, setting),
+            subject=flag if is_secret(flag) else setting.spelled(flag),
             place=setting.origin.place,
             reason=reason,
             fix=fix,
@@ -127,6 +128,10 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
                 "use one of those releases or leave the flag out" if newer else "leave the flag out"
             )
             return "unknown-flag", reason + has, way
+        if (dashed := flag.lower().replace("_", "-")) in self.flags:
+            return "unknown-flag", reason, f"write {dashed}"
+        if (knob := _as_knob(flag)) in KNOBS:
+            return "unknown-flag", reason, f"{knob} is a knob: write {knob}=... before the command"
         full = sorted(known for known in self.flags if known.startswith(flag))
         if full and len(full) <= 3:
             return (
@@ -148,7 +153,7 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
                         entry.effect, "warning"
                     ),  # type: ignore[arg-type]
                     rule="deprecated-flag",
-                    subject=_subject(flag, setting),
+                    subject=setting.spelled(flag),
                     place=setting.origin.place,
                     reason=f"it {says} in Megatron-Core {self.release}",
                     fix=entry.reason,
@@ -166,11 +171,16 @@ class FlagSchema(msgspec.Struct, frozen=True, kw_only=True):
                 yield Finding(
                     severity="error",
                     rule="said-twice",
-                    subject=_subject(flag, setting),
+                    subject=setting.spelled(flag),
                     place=setting.origin.place,
-                    reason=f"{_subject(first, args[first])} ({args[first].origin.place}) sets the same thing, differently",
+                    reason=f"{args[first].spelled(first)} ({args[first].origin.place}) sets the same thing, differently",
                     fix="keep only one of them",
                 )
+
+
+def _as_knob(flag: str) -> str:
+    """`--tp` -> `TP`."""
+    return flag.lstrip("-").replace("-", "_").upper()
 
 
 def _differ(
@@ -187,26 +197,15 @@ def _turns_on(flag: str, spec: FlagSpec) -> bool:
     return not flag.startswith("--no-") if spec.kind == "boolean" else spec.kind != "false"
 
 
-def _words(setting: Setting) -> tuple[str, ...]:
-    """The words argparse sees after the flag."""
-    if setting.words is not None:
-        return setting.words
-    return () if setting.value == "true" else (setting.value,)
-
-
 def _way_out(spec: FlagSpec, setting: Setting) -> str:
     if spec.is_switch:
-        return f"write {spec.name}: true, or false to leave it out"
+        return f"give {spec.name} true or nothing to turn it on, false to leave it out"
     if spec.choices:
         close = nearest(setting.value, spec.choices, count=1)
         return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(spec.choices)}"
     if spec.type == "bool":
         return "leave the flag out to get false"
     return f"give {spec.name} such a value"
-
-
-def _subject(flag: str, setting: Setting) -> str:
-    return flag if setting.value == "true" and setting.words is None else f"{flag} {setting.value}"
 
 
 def _which_have(flag: str) -> str:

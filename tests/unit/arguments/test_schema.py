@@ -109,6 +109,25 @@ def test_choices_are_those_of_the_release() -> None:
     assert only(check("0.11.0", "--moe-token-dispatcher-type", "flex")).rule == "bad-value"
 
 
+@pytest.mark.parametrize(
+    ("flag", "fix"),
+    [
+        ("--tp", "TP is a knob: write TP=... before the command"),
+        ("--seq-len", "SEQ_LEN is a knob: write SEQ_LEN=... before the command"),
+        ("--tensor_model_parallel_size", "write --tensor-model-parallel-size"),
+    ],
+)
+def test_another_spelling_of_what_there_is_gets_the_right_one(flag: str, fix: str) -> None:
+    finding = only(check("0.19.2", flag, "2"))
+    assert (finding.severity, finding.fix) == ("error", fix)
+
+
+def test_a_secret_given_as_a_flag_is_refused_without_its_value() -> None:
+    finding = only(check("0.19.2", "--wandb-api-key", "hunter2"))
+    assert "--wandb-api-key" in str(finding)
+    assert "hunter2" not in str(finding)
+
+
 def test_a_misspelt_flag_names_the_nearest() -> None:
     finding = only(check("0.19.2", "--moe-routr-topk", "8"))
     assert (finding.severity, finding.rule) == ("error", "unknown-flag")
