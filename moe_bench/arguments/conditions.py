@@ -46,7 +46,6 @@ class Condition(
     above: float | str | None = None
     below: float | str | None = None
     not_multiple_of: int | str | None = None
-    times: int = 1
     words_above: int | None = None
     words_differ_from: str | None = None
 
@@ -243,11 +242,7 @@ def _number_test(condition: Condition, words: tuple[str, ...], facts: Facts) -> 
             other = _bound(bound, facts)
             return value is not None and other is not None and holds(value, other)
     divisor = _bound(condition.not_multiple_of, facts)
-    return (
-        value is not None and bool(divisor) and value % (divisor * condition.times) != 0
-        if divisor
-        else False
-    )
+    return False if value is None or not divisor else value % divisor != 0
 
 
 def _above(value: float, bound: float) -> bool:

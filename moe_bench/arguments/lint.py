@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -110,11 +111,15 @@ def all_rules(project: Path, more: str = "") -> tuple[Rule, ...]:
 def versions_here(
     run: ResolvedRun, environment: Mapping[str, str], *, local: bool
 ) -> dict[str, str | None]:
-    """Versions of the machine that will run: TE_VERSION, TORCH_VERSION, GPU_ARCH where set, else, for a local run, what is installed."""
+    """Versions of the machine that will run: TE_VERSION, TORCH_VERSION, GPU_ARCH where set, else, for a local run, what is installed.
+
+    Raises ConfigError for what is no version or no GPU.
+    """
+    te, torch, gpu = (environment.get(one) for one in ("TE_VERSION", "TORCH_VERSION", "GPU_ARCH"))
     said = {
-        "te": environment.get("TE_VERSION"),
-        "torch": environment.get("TORCH_VERSION"),
-        "compute": _compute_of(environment.get("GPU_ARCH")),
+        "te": checked_version("TE_VERSION", te) if te else None,
+        "torch": checked_version("TORCH_VERSION", torch) if torch else None,
+        "compute": compute_of("GPU_ARCH", gpu) if gpu else None,
     }
     image = run.knobs.get("CONTAINER_IMAGE")
     if local and (image is None or not image.value):
@@ -123,12 +128,25 @@ def versions_here(
     return said
 
 
-def _compute_of(gpu: str | None) -> str | None:
-    if not gpu:
-        return None
+def compute_of(name: str, gpu: str) -> str:
+    """The GPU's compute capability, as `9.0`. `name`: the variable or option that says which. Raises ConfigError."""
     if gpu.lower() not in COMPUTE_OF:
-        raise ConfigError(f"GPU_ARCH={gpu} (environment) is not one of {', '.join(COMPUTE_OF)}")
+        raise ConfigError(f"{_written(name, gpu)} is not one of {', '.join(COMPUTE_OF)}")
     return COMPUTE_OF[gpu.lower()]
+
+
+def checked_version(name: str, version: str) -> str:
+    """The version itself. `name`: the variable or option that says it. Raises ConfigError for what is none."""
+    if not _VERSION.match(version):
+        raise ConfigError(f"{_written(name, version)} is not a version; write it like 2.9 or 2.9.0")
+    return version
+
+
+def _written(name: str, value: str) -> str:
+    return f"{name} {value}" if name.startswith("--") else f"{name}={value} (environment)"
+
+
+_VERSION = re.compile(r"\d+(\.\d+)*([a-z+.-].*)?\Z")
 
 
 def _installed(package: str) -> str | None:
@@ -172,11 +190,7 @@ def _subject(rule: Rule, facts: Facts) -> tuple[str, str]:
     for flag in (*flags_in(rule.when), *said_like(rule.when, facts)):
         setting = facts.said.get(flag)
         if setting is not None:
-            parts.append(
-                flag
-                if setting.value == "true" and setting.words is None
-                else f"{flag} {setting.value}"
-            )
+            parts.append(setting.spelled(flag))
             places[setting.origin.place] = None
     for name in variables_in(rule.when):
         variable = facts.run.env.get(name)

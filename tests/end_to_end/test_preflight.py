@@ -21,13 +21,11 @@ NOT_AT_VALIDATION = {
     "a2a-overlap-needs-torch-2.6": "the installed torch is newer",
     "flex-needs-ep-or-tp": "the dispatcher refuses when it is built",
     "sequence-parallel-for-moe-with-tp": "the MoE layer refuses in its first forward pass",
-    "topk-above-experts": "torch refuses in the first forward pass",
     "needs-megatron-lms-own-entry": "Megatron-LM's own script reads it; ours refuses it",
     "hybrid-models-have-their-own-script": "pretrain_gpt.py takes it and does nothing with it",
     "reinforcement-learning-has-its-own-script": "pretrain_gpt.py takes it and does nothing with it",
     "other-models-have-their-own-script": "pretrain_gpt.py takes it and does nothing with it",
     "inference-has-its-own-script": "pretrain_gpt.py takes it and does nothing with it",
-    "length-splits-over-sequence-parallel": "the split refuses in the first forward pass",
 }
 """Error rules whose upstream check comes after validation, or never."""
 BODY = """

@@ -113,7 +113,7 @@ CASES: dict[str, tuple[str, str]] = {
         f"{FLEX}; --moe-enable-deepep; --moe-token-dispatcher-type alltoall",
         "--moe-token-dispatcher-type flex",
     ),
-    "flex-needs-a-backend": (f"{FLEX}; mcore=0.14.0", "--moe-enable-deepep"),
+    "flex-needs-a-backend": (f"{FLEX}; mcore=0.14.0; !--moe-enable-deepep", "--moe-enable-deepep"),
     "flex-needs-ep-or-tp": (
         f"{FLEX}; --expert-model-parallel-size 1",
         "--expert-model-parallel-size 2",
@@ -175,7 +175,6 @@ CASES: dict[str, tuple[str, str]] = {
         "--num-experts 8; --moe-router-topk 1",
         "--moe-router-pre-softmax",
     ),
-    "topk-above-experts": ("--num-experts 8; --moe-router-topk 9", "--moe-router-topk 8"),
     "groups-divide-experts": (
         f"{GROUPS}; --moe-router-num-groups 3",
         "--moe-router-num-groups 4",
@@ -194,11 +193,6 @@ CASES: dict[str, tuple[str, str]] = {
         "--num-experts 8; --moe-router-force-load-balancing",
         "!--moe-router-force-load-balancing",
     ),
-    "experts-divide-over-ep": (
-        "--num-experts 9; --expert-model-parallel-size 2",
-        "--num-experts 8",
-    ),
-    "ep-without-experts": ("--expert-model-parallel-size 2", "--num-experts 8"),
     "moe-bias-needs-etp-1": (
         f"--num-experts 8; {TP}; --expert-tensor-parallel-size 2; --sequence-parallel; "
         "!--disable-bias-linear",
@@ -279,10 +273,6 @@ CASES: dict[str, tuple[str, str]] = {
         f"--cpu-offloading-num-layers 1; {PP}",
         "--pipeline-model-parallel-size 1",
     ),
-    "two-spellings-of-vpp": (
-        f"{PP}; --num-layers-per-virtual-pipeline-stage 2; --num-virtual-stages-per-pipeline-rank 2",
-        "!--num-virtual-stages-per-pipeline-rank",
-    ),
     "layout-and-virtual-stages": (
         f"{PP}; --pipeline-model-parallel-layout Et*4|t*4L; --num-virtual-stages-per-pipeline-rank 2",
         "!--num-virtual-stages-per-pipeline-rank",
@@ -320,19 +310,15 @@ CASES: dict[str, tuple[str, str]] = {
         "--multi-latent-attention; --transformer-impl transformer_engine; --num-attention-heads 6",
         "--num-attention-heads 8",
     ),
-    "positions-below-length": ("--seq-length 256", "--seq-length 128"),
-    "length-splits-over-cp": (
-        "--context-parallel-size 4; --seq-length 100; CUDA_DEVICE_MAX_CONNECTIONS=1",
-        "--seq-length 104",
-    ),
-    "length-splits-over-sequence-parallel": (
-        f"{TP}; --sequence-parallel; --seq-length 101",
-        "--seq-length 100",
-    ),
     "distributed-recompute-needs-tp": (
         "--distribute-saved-activations; --recompute-granularity full; --recompute-method uniform; "
         "--recompute-num-layers 1",
         TP,
+    ),
+    "steps-and-samples": ("--train-samples 160", "!--train-iters; --lr-decay-samples 160"),
+    "samples-with-a-schedule-in-steps": (
+        "!--train-iters; --train-samples 160; --lr-decay-iters 5",
+        "!--lr-decay-iters; --lr-decay-samples 80",
     ),
     "warmup-said-twice": ("--lr-warmup-fraction 0.1; --lr-warmup-iters 5", "!--lr-warmup-iters"),
     "two-precisions": ("--bf16; --fp16", "!--fp16"),

@@ -16,8 +16,10 @@ from moe_bench.arguments.lint import (
     versions_here,
 )
 from moe_bench.arguments.schema.renames import RENAMES, Renames, read_renames
-from moe_bench.errors import ConfigError
+from moe_bench.config.gather import MODELS, RUNTIME
+from moe_bench.errors import ConfigError, MoeBenchError
 from tests.support.lint_cases import BASE, CASES, laid_over, run_of, versions_of
+from tests.support.projects import Project
 from tests.support.runs import make_run
 
 RULES = {rule.name: rule for rule in builtin_rules()}
@@ -64,6 +66,34 @@ def test_the_rule_speaks_at_its_case_and_is_silent_once_mended(name: str) -> Non
     found = [finding for finding in findings(fires) if finding.rule == name]
     assert [finding.severity for finding in found] == [RULES[name].severity]
     assert name not in names(findings(fires, mended))
+
+
+def test_no_rule_is_kept_from_speaking_by_a_check_before_it(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write(RUNTIME, "")
+    base = {name: value for name, value in laid_over(BASE).items() if name.startswith("--")}
+    lines = (f"  {flag}: {value or 'true'}\n" for flag, value in base.items())
+    project.write(f"{MODELS}/Tiny-Test.yaml", "MODEL_ARGS:\n" + "".join(lines))
+    silent = [name for name in CASES if RULES[name].reason not in _said(project, CASES[name][0])]
+    assert silent == []
+
+
+def _said(project: Project, fires: str) -> str:
+    """Errors and notes of the case as a user would ask for it: flags, variables, a release."""
+    settings = {"mcore": "0.19.2", "te": "2.9.0", "torch": "2.11.0", "compute": "9.0"}
+    settings |= laid_over(fires)
+    gpu = {"8.0": "a100", "9.0": "h100", "10.0": "b200"}.get(settings["compute"], "h100")
+    given = {"MCORE_RELEASE_VERSION": settings["mcore"], "GPU_ARCH": gpu, "NNODES": "1"}
+    given |= {"TE_VERSION": settings["te"], "TORCH_VERSION": settings["torch"]}
+    given |= {name: value for name, value in settings.items() if name.isupper()}
+    flags = {name: value for name, value in settings.items() if name.startswith("--")}
+    gone = [part.strip()[1:] for part in fires.split(";") if part.strip().startswith("!--")]
+    flags |= dict.fromkeys(gone, "false")
+    words = [word for name, value in flags.items() for word in (name, *value.split())]
+    try:
+        return "\n".join(project.resolve(given, words).notes)
+    except MoeBenchError as error:
+        return str(error)
 
 
 def test_the_base_run_of_the_cases_is_clean_in_every_release() -> None:
@@ -138,10 +168,10 @@ def test_an_unknown_transformer_engine_gives_a_note_that_says_how_to_tell() -> N
 
 
 def test_a_finding_names_flag_value_place_reason_and_way_out() -> None:
-    (found,) = findings("--num-experts 8; --moe-router-topk 9")
+    (found,) = findings("--mtp-num-layers 1; --position-embedding-type yarn")
     assert str(found) == (
-        "--num-experts 8 with --moe-router-topk 9 (environment): a token cannot choose more experts than there are; "
-        "lower --moe-router-topk"
+        "--mtp-num-layers 1 with --position-embedding-type yarn (environment): prediction layers work with learned, rope, "
+        "mrope or no position embedding; use --position-embedding-type rope or leave out --mtp-num-layers"
     )
 
 
@@ -212,6 +242,13 @@ def test_versions_come_from_the_variables_before_what_is_installed() -> None:
 
 def test_a_cluster_run_says_nothing_of_what_is_installed_on_the_login_node() -> None:
     assert set(versions_here(make_run(), {}, local=False).values()) == {None}
+
+
+@pytest.mark.parametrize("variable", ["TE_VERSION", "TORCH_VERSION"])
+def test_what_is_no_version_is_refused(variable: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{variable}=newest \(environment\) is not a version"):
+        versions_here(make_run(), {variable: "newest"}, local=False)
+    assert versions_here(make_run(), {variable: "2.11.0+cu128"}, local=False)
 
 
 def test_an_unknown_gpu_is_refused() -> None:
