@@ -21,7 +21,9 @@ def parse(words: Sequence[str], *, place: str = "command line") -> tuple[Flag, .
     flags: list[Flag] = []
     closed = False
     for word in words:
-        if word.startswith("--") and len(word) > 2:
+        if word == "--":
+            closed = True
+        elif word.startswith("--"):
             name, equals, value = word.partition("=")
             flags.append(Flag(name=name, words=(value,) if equals else ()))
             closed = bool(equals)
@@ -35,5 +37,7 @@ def parse(words: Sequence[str], *, place: str = "command line") -> tuple[Flag, .
 def _stray(word: str, flags: list[Flag], place: str) -> str:
     if "=" in word and word.split("=")[0].isupper():
         return f"{word!r} ({place}) comes after the script's name; knobs go before it: {word} bash ./script.sh"
+    if word[:1] in "\u2013\u2014" and word:
+        return f"{word!r} ({place}) begins with a dash that an editor put there; write -- with two hyphens"
     after = f" after {flags[-1].name}" if flags else ""
     return f"{word!r} ({place}) belongs to no flag{after}; Megatron flags are written --flag value"

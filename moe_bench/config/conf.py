@@ -170,7 +170,7 @@ def _after_file(name: str, value: str, before: Setting | None, file_log: _FileLo
     if before is None or before.value != value:
         origin = Origin(layer=file_log.file.layer, place=file_log.place_of(name))
         lost: tuple[Overridden, ...] = ()
-        if before is not None:
+        if before is not None and before.value:  # an empty value says nothing
             lost = (Overridden(value=before.value, origin=before.origin), *before.overrode)
         return Setting(value=value, origin=origin, overrode=lost)
     if name in file_log.defaults and file_log.defaults[name][0] != value:

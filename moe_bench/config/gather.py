@@ -6,7 +6,7 @@ import functools
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +54,8 @@ class Request:
     """cpu or cuda: what the run will compute on, for the .conf files (MOE_BENCH_DEVICE); None where nobody has looked."""
     demo_prefix: Path | None = None
     """Where the demo corpus is or will be; None where there is none (a cluster)."""
-    varied: frozenset[str] = frozenset()
-    """Knobs of `environment` and flags of `words` that a sweep's --vary set."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where knobs of `environment` and flags of `words` were written that were not written there: `--vary`, a verb's own word."""
 
 
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +84,6 @@ def gather(request: Request, meanwhile: Callable[[], object] = lambda: None) -> 
     if isinstance(found, ConfigError):
         raise found
     return found
-
-
-def gather_all(requests: Sequence[Request]) -> list[Gathered | ConfigError]:
-    """All that `gather_each` gives."""
-    return list(gather_each(requests))
 
 
 def gather_each(
@@ -163,7 +158,7 @@ def _begun(request: Request) -> _Begun | ConfigError:
         flags = command_line.parse(request.words)
         given = _given(request, flags)
         environment = _for_bash(request, given)
-        files = _conf_files(request, environment)
+        files = _conf_files(request, given["CLUSTER"])
     except ConfigError as error:
         return error
     return _Begun(request=request, flags=flags, given=given, environment=environment, files=files)
@@ -222,11 +217,14 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
     for flag in flags:
         bound = BOUND.get(flag.name)
         if bound is not None:
-            value = " ".join(flag.words) or "true"
+            switch = "true" if "true" in KNOBS[bound].choices else ""
+            value = " ".join(flag.words) or switch
             origin = _origin(flag.name, FLAG, request)
             given[bound] = _on_top(Setting(value=value, origin=origin), given.get(bound))
             knob_table.check(bound, given[bound])
     _default_model_and_cluster(given, request)
+    if "MEGATRON_PATH" in given:
+        _refuse_placeholder("MEGATRON_PATH", given["MEGATRON_PATH"])
     _refuse_placeholder_secrets(request.environment)
     release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
     given["MCORE_RELEASE_VERSION"] = release
@@ -234,7 +232,7 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
 
 
 def _origin(name: str, otherwise: Origin, request: Request) -> Origin:
-    return replace(otherwise, place="--vary") if name in request.varied else otherwise
+    return replace(otherwise, place=request.places.get(name, otherwise.place))
 
 
 def _on_top(setting: Setting, before: Setting | None) -> Setting:
@@ -286,16 +284,11 @@ def _for_bash(request: Request, given: Mapping[str, Setting]) -> dict[str, str]:
     return environment
 
 
-def _conf_files(request: Request, environment: Mapping[str, str]) -> tuple[ConfFile, ...]:
-    cluster = f"{CLUSTERS}/{environment['CLUSTER']}.conf"
+def _conf_files(request: Request, named: Setting) -> tuple[ConfFile, ...]:
+    cluster = f"{CLUSTERS}/{named.value}.conf"
     if not is_file(request.project / cluster):
-        known = names_in(request.project / CLUSTERS, ".conf")
-        guess = nearest(environment["CLUSTER"], known)
-        hint = f"did you mean {' or '.join(guess)}" if guess else f"there are {', '.join(known)}"
-        raise ConfigError(
-            f"CLUSTER={environment['CLUSTER']}: there is no {cluster}; {hint}? "
-            f"(copy {CLUSTERS}/template.conf to make your own)"
-        )
+        said = _absent("CLUSTER", named, CLUSTERS, ".conf", request.project)
+        raise ConfigError(f"{said} (copy {CLUSTERS}/template.conf to make your own)")
     layers = (("common", COMMON), ("runtime", RUNTIME), ("cluster", cluster))
     return tuple(
         ConfFile(path=str(request.project / path), layer=layer, shown=path)
@@ -355,12 +348,15 @@ def _check_model(path: Path, knobs: Mapping[str, Setting], project: Path) -> Non
     model = knobs["MODEL"]
     if path != _model_path(knobs, project) or path.exists():
         return
-    known = names_in(project / MODELS, ".yaml")
-    guess = nearest(model.value, known)
-    hint = f"did you mean {' or '.join(guess)}" if guess else f"there are {', '.join(known)}"
-    raise ConfigError(
-        f"{knob_table.says('MODEL', model)}: there is no {MODELS}/{model.value}.yaml; {hint}?"
-    )
+    raise ConfigError(_absent("MODEL", model, MODELS, ".yaml", project))
+
+
+def _absent(name: str, named: Setting, folder: str, suffix: str, project: Path) -> str:
+    """That the folder has no file of that name, and what may have been meant."""
+    known = names_in(project / folder, suffix)
+    guess = nearest(Path(named.value).name.removesuffix(suffix), known)
+    hint = f"did you mean {' or '.join(guess)}?" if guess else f"there are {', '.join(known)}"
+    return f"{knob_table.says(name, named)}: there is no {folder}/{named.value}{suffix}; {hint}"
 
 
 def _variables(

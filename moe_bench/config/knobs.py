@@ -59,7 +59,6 @@ _BATCH = _counts(
     ("GBS", "--global-batch-size", "samples of a step"),
     ("NUM_LAYERS", "--num-layers", "decoder layers"),
     ("SEQ_LEN", "--seq-length", "tokens of a sample"),
-    ("TRAIN_ITERS", "--train-iters", "steps to train"),
     ("NNODES", None, "nodes"),
     ("GPUS_PER_NODE", None, "ranks of a node"),
     ("REHEARSE_RANKS", None, "most ranks of a rehearsal, up to 8"),
@@ -70,6 +69,12 @@ _BATCH = _counts(
     ("K8S_SHM_GIB", None, "GiB of a pod's /dev/shm"),
 )
 _NUMBERS = (
+    Knob(
+        name="TRAIN_ITERS",
+        kind="count_or_false",
+        about="steps to train; false where --train-samples says it",
+        flag="--train-iters",
+    ),
     Knob(
         name="MAX_REQUEUES",
         kind="number",
@@ -168,7 +173,7 @@ _TEXTS = _texts(
     ("WANDB_TAGS", "W&B tags: a,b"),
     ("DATASET", "key of the cluster file's DATA_PATHS"),
     ("OUTPUT_PATH", "runs are written under it; default: runs"),
-    ("DATA_PATH", "tokenized data; unset: the demo corpus"),
+    ("DATA_PATH", "tokenized data; unset: the demo corpus here, made-up tokens on a cluster"),
     ("TOKENIZER_MODEL", "tokenizer"),
     ("LOAD_PATH", "checkpoint to start from"),
     ("ACCOUNT", "Slurm account"),
@@ -215,8 +220,21 @@ BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
 """Megatron flag -> the knob with the same meaning."""
 
 def says(name: str, setting: Setting) -> str:
-    """`TP=2 (environment)`: how every message names a knob."""
-    return f"{name}={setting.value} ({setting.origin.place})"
+    """`TP=2 (environment)`, `--num-layers 8 (command line)`: how every message names a knob, as the user wrote it.
+
+    Its value may be of any length and hold anything.
+    """
+    value = setting.value if len(setting.value) <= _SHOWN else f"{setting.value[:_SHOWN]}..."
+    shown = value if value.isprintable() else ascii(value)
+    flag = KNOBS[name].flag if name in KNOBS and setting.origin.layer == "flag" else None
+    return (
+        f"{flag} {shown} ({setting.origin.place})"
+        if flag
+        else f"{name}={shown} ({setting.origin.place})"
+    )
+
+
+_SHOWN = 160
 
 
 def check(name: str, setting: Setting) -> None:
@@ -236,20 +254,10 @@ def as_count(name: str, setting: Setting) -> int:
     """The whole number >= 1 that the knob must hold; raises ConfigError otherwise."""
     number = whole(setting.value)
     if number is None:
-        raise ConfigError(f"{_short(name, setting)} is not a whole number; use 1, 2, 3, ...")
+        raise ConfigError(f"{says(name, setting)} is not a whole number; use 1, 2, 3, ...")
     if number < 1:
-        raise ConfigError(f"{_short(name, setting)} must be at least 1")
+        raise ConfigError(f"{says(name, setting)} must be at least 1")
     return number
-
-
-def _short(name: str, setting: Setting) -> str:
-    """As `says`, of a value that may be of any length and hold anything."""
-    value = setting.value if len(setting.value) <= _SHOWN else f"{setting.value[:_SHOWN]}..."
-    shown = value if value.isprintable() else ascii(value)
-    return f"{name}={shown} ({setting.origin.place})"
-
-
-_SHOWN = 80
 
 
 def _check_count(knob: Knob, setting: Setting) -> None:
@@ -293,7 +301,12 @@ def _check_text(knob: Knob, setting: Setting) -> None:
     if knob.name in _FILE_NAMES or knob.name.endswith("_PATH"):
         parts = setting.value.encode(errors="surrogateescape").split(b"/")
         if max(len(part) for part in parts) > _LONGEST_FILE_NAME:
-            raise ConfigError(f"{_short(knob.name, setting)} is longer than any file's name can be")
+            raise ConfigError(f"{says(knob.name, setting)} is longer than any file's name can be")
+    if knob.name == "MODEL" and "/" in setting.value:
+        raise ConfigError(
+            f"{says(knob.name, setting)} is a path; MODEL is the name of a model, as MODEL=DeepSeek-V3, and "
+            "TRAINING_PARAMS_PATH=path/to/a.yaml may say where its YAML is"
+        )
 
 
 _FILE_NAMES = ("MODEL", "CLUSTER")

@@ -25,6 +25,9 @@ flag: words after the script's name. environment: variables of the caller. clust
 and `explain` shows what it overrode). model: the YAML of the preset. derived: this project's rules. default: built in.
 """
 
+EXPLICIT = ("flag", "environment")
+"""What the caller of this very run wrote."""
+
 MEANING = {
     "flag": "words after the script's name (--flag value)",
     "environment": "variables of the caller's environment",

@@ -25,7 +25,7 @@ def find_release(said: Setting | None, megatron_path: Setting | None) -> Setting
         found = of_checkout(Path(megatron_path.value))
         if found:
             return _derived(found, "MEGATRON_PATH's megatron/core/package_info.py")
-    found = _installed_here(tuple(sys.path))
+    found = installed_here()
     if found:
         return _derived(found, "the installed megatron-core")
     return _derived(BUILT_FOR, "the release this project is locked to")
@@ -60,9 +60,14 @@ def of_checkout(path: Path) -> str | None:
     return f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}"
 
 
+def installed_here() -> str | None:
+    """The megatron-core that this interpreter would import."""
+    return _kept(tuple(sys.path))
+
+
 @lru_cache
-def _installed_here(search_path: tuple[str, ...]) -> str | None:
-    """Kept: what is installed does not change while a program runs, and a sweep asks for each of its points."""
+def _kept(search_path: tuple[str, ...]) -> str | None:
+    """What is installed does not change while a program runs, and a sweep asks for each of its points."""
     return installed(search_path)
 
 

@@ -251,7 +251,7 @@ def _request(asked: Asked, values: Mapping[str, str]) -> Request:
         asked.request,
         environment={**asked.request.environment, **knobs},
         words=(*asked.request.words, *flags),
-        varied=frozenset(values),
+        places=dict.fromkeys(values, "--vary"),
     )
 
 

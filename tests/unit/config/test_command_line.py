@@ -40,3 +40,14 @@ def test_a_knob_after_the_scripts_name_is_told_where_it_goes() -> None:
 def test_a_word_after_a_value_given_with_equals_is_refused() -> None:
     with pytest.raises(ConfigError, match="belongs to no flag after --a"):
         parse(["--a=1", "2"])
+
+
+def test_two_hyphens_alone_end_a_flags_words() -> None:
+    assert [flag.words for flag in parse(["--", "--a", "1", "--", "--b"])] == [("1",), ()]
+    with pytest.raises(ConfigError, match=r"'2' .* belongs to no flag after --a"):
+        parse(["--a", "1", "--", "2"])
+
+
+def test_a_dash_that_an_editor_made_is_named() -> None:
+    with pytest.raises(ConfigError, match="write -- with two hyphens"):
+        parse(["\u2014-lr", "1"])

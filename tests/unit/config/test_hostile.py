@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from moe_bench.arguments.resolve import Identity, resolve_gathered
 from moe_bench.config import sources
-from moe_bench.config.gather import CLUSTERS, COMMON, MODELS, Gathered, Request, gather_all
+from moe_bench.config.gather import CLUSTERS, COMMON, MODELS, Gathered, Request, gather_each
 from moe_bench.config.knobs import KNOBS
 from moe_bench.config.model_file import parse
 from moe_bench.errors import ConfigError, MoeBenchError
@@ -40,7 +40,7 @@ def outcomes(
         Request(environment=base | given, words=words, project=project.root, local=local)
         for given, words, local in asked
     ]
-    found = gather_all(requests)
+    found = list(gather_each(requests))
     return [_outcome(gathered, one) for gathered, one in zip(found, requests, strict=True)]
 
 

@@ -52,7 +52,7 @@ def alone(project: Project, values: Mapping[str, str]) -> ResolvedRun | str:
     """What a launch of these values by themselves would resolve to, or refuse with."""
     flags = [f"{name}={value}" for name, value in values.items() if name.startswith("--")]
     knobs = {name: value for name, value in values.items() if not name.startswith("--")}
-    asked = replace(request(project, *flags, **knobs), varied=frozenset(values))
+    asked = replace(request(project, *flags, **knobs), places=dict.fromkeys(values, "--vary"))
     try:
         return resolve_run(asked, GPUS, Identity(run_id="alone", folder=Path("/runs")))
     except MoeBenchError as error:
