@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_bench.config.knobs import says
+from moe_bench.config.layers import EXPLICIT
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting
 
 CHAIN_VARIABLE = "MOE_BENCH_CHAIN"
@@ -30,7 +31,7 @@ def chained(run: ResolvedRun) -> ResolvedRun:
     if knob is None or "singleton" not in re.split(r"[,?]", knob.value):
         return run
     save = run.args.get("--save")
-    if save is None or save.origin.layer not in ("flag", "environment"):
+    if save is None or save.origin.layer not in EXPLICIT:
         save = _shared(run, knob, save)
     note = f"{says('DEPENDENCY', knob)}: checkpoints go to {save.value}, and the run goes on from the newest one there"
     chain = Setting(

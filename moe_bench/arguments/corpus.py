@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_bench.config.knobs import whole
+from moe_bench.config.layers import EXPLICIT
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 
 SOURCES = (
@@ -21,7 +22,6 @@ SOURCES = (
 
 BYTE_VOCABULARY = 257
 """Every byte is a token, 256 ends a document."""
-_EXPLICIT = ("flag", "environment")
 _MODEL = "--tokenizer-model"
 _DEMO = Origin(layer="derived", place="DATA_PATH is not set: the demo corpus")
 
@@ -36,7 +36,7 @@ def without_mocked(run: ResolvedRun) -> ResolvedRun:
         Substitution(asked=f"{flag} {setting.value}", used="mock data", reason="--mock-data")
         for flag, setting in run.args.items()
         if flag in SOURCES
-        and (setting.origin.layer in _EXPLICIT or (knob and knob.origin.layer in _EXPLICIT))
+        and (setting.origin.layer in EXPLICIT or (knob and knob.origin.layer in EXPLICIT))
     )
     return replace(run, args=args, substitutions=(*run.substitutions, *said))
 
@@ -74,7 +74,7 @@ def names_tokenizer(run: ResolvedRun) -> bool:
     What is left is a preset's: a repository of the hub, which a machine may not reach, or nothing (Mixtral).
     """
     flags = [run.args[flag] for flag in ("--tokenizer-type", _MODEL) if flag in run.args]
-    if any(setting.origin.layer in _EXPLICIT for setting in flags):
+    if any(setting.origin.layer in EXPLICIT for setting in flags):
         return True
     knob = run.knobs.get("TOKENIZER_MODEL")
     if knob is not None and knob.value and knob.origin.layer != "model":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from moe_bench.arguments.corpus import SOURCES, names_tokenizer
 from moe_bench.arguments.sizes import SIZE_FLAGS, check
 from moe_bench.config.knobs import whole
+from moe_bench.config.layers import EXPLICIT
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError, MoeBenchError
 from moe_bench.topology.layer_pattern import layer_pattern
@@ -25,7 +26,6 @@ MOST_RANKS = 8
 STEPS = 20
 SEQ_LENGTH = 128
 _ORIGIN = Origin(layer="derived", place="REHEARSE=1")
-_EXPLICIT = ("flag", "environment")
 _LAYOUT = "--pipeline-model-parallel-layout"
 _FIRST, _LAST = "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"
 _VIRTUAL, _PER_VIRTUAL = (
@@ -99,7 +99,7 @@ class _Asked:
         return self.text(flag) == "true"
 
     def is_explicit(self, flag: str) -> bool:
-        return flag in self.args and self.args[flag].origin.layer in _EXPLICIT
+        return flag in self.args and self.args[flag].origin.layer in EXPLICIT
 
 
 def _ranks(run: ResolvedRun) -> int:
@@ -448,7 +448,7 @@ def _said(
         reason="REHEARSE=1; its loss and speed say nothing about the real model",
     )
     for name in ("NNODES", "GPUS_PER_NODE"):
-        if name in run.knobs and run.knobs[name].origin.layer in _EXPLICIT:
+        if name in run.knobs and run.knobs[name].origin.layer in EXPLICIT:
             yield Substitution(
                 asked=f"{name}={run.knobs[name].value}",
                 used="as many ranks as the small layout needs, on this machine",

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from moe_bench.arguments import chain, corpus, cpu, environment, rules, sizes
+from moe_bench.arguments import chain, corpus, cpu, effects, environment, rules, sizes
 from moe_bench.arguments.findings import Finding, raise_errors
-from moe_bench.arguments.flags import Flags
+from moe_bench.arguments.flags import ARGUMENTS, Flags
 from moe_bench.config.command_line import Flag
 from moe_bench.config.expand import expand
 from moe_bench.config.gather import PLACEHOLDER, Gathered, Request, gather
 from moe_bench.config.knobs import BOUND, KNOBS, says
-from moe_bench.config.layers import Candidate, fold
+from moe_bench.config.layers import EXPLICIT, Candidate, fold
 from moe_bench.config.machine import Machine
+from moe_bench.config.release import installed_here
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
 from moe_bench.secrets import is_secret
@@ -66,6 +67,7 @@ def resolve_gathered(
     is_dry = knobs["DRY_RUN"].value == "1"
     kept = None if is_dry else request.project / ".cache" / "flags"
     flags = flags or Flags.of_release(knobs, kept)
+    _check_place(knobs, flags, request)
     run_dir = (identity.folder or output_folder(knobs, request.project)) / identity.run_id
     variables = _variables(gathered, knobs, run_dir)
     said = [
@@ -80,8 +82,13 @@ def resolve_gathered(
         run_dir=run_dir,
         knobs=knobs,
         env=_env(gathered, variables, facts, request, identity),
-        args=_emitted(fold([*said, *rules.derived_args(facts)])),
-        notes=(*gathered.notes, *_overridden_notes(knobs), *_release_notes(knobs, flags)),
+        args=_emitted(fold([*said, *_unsaid(rules.derived_args(facts), said)])),
+        notes=(
+            *gathered.notes,
+            *_overridden_notes(knobs),
+            *_release_notes(knobs, flags, local=request.local),
+            *effects.of_unread(knobs, gathered.file),
+        ),
     )
     _check_agreement(run)
     run = chain.chained(corpus.without_mocked(run))
@@ -126,7 +133,7 @@ def _checked(run: ResolvedRun, flags: Flags, request: Request) -> ResolvedRun:
     findings = _lint(run, flags, request)
     raise_errors(findings)
     warned = tuple(str(one) for one in findings if one.severity == "warning")
-    return replace(run, notes=(*run.notes, *warned))
+    return replace(run, notes=(*run.notes, *effects.of_start(run), *warned))
 
 
 def _lint(run: ResolvedRun, flags: Flags, request: Request) -> list[Finding]:
@@ -152,8 +159,28 @@ def _check_script(knobs: Mapping[str, Setting]) -> None:
         )
 
 
-def _release_notes(knobs: Mapping[str, Setting], flags: Flags) -> Iterator[str]:
+def _check_place(knobs: Mapping[str, Setting], flags: Flags, request: Request) -> None:
+    """What belongs to this machine is not submitted, and what a run here needs is here."""
+    if knobs["REHEARSE"].value == "1" and not request.local:
+        raise ConfigError(
+            f"{says('REHEARSE', knobs['REHEARSE'])} trains a small stand-in on this machine, and this is about the whole job; "
+            "use bash ./interactive_benchmarking.sh (lint --here, explain), or leave REHEARSE out"
+        )
+    if flags.known.stands_in and request.local:
+        raise ConfigError(
+            f"{says('MEGATRON_PATH', knobs['MEGATRON_PATH'])} holds no {ARGUMENTS}: it is no Megatron-LM checkout; "
+            "set it to the folder that holds pretrain_gpt.py, or unset it to run the installed megatron-core"
+        )
+
+
+def _release_notes(knobs: Mapping[str, Setting], flags: Flags, *, local: bool) -> Iterator[str]:
     said = knobs["MCORE_RELEASE_VERSION"]
+    here = installed_here() if local and "MEGATRON_PATH" not in knobs else None
+    if here is not None and here.split(".")[:2] != said.value.split(".")[:2]:
+        yield (
+            f"{says('MCORE_RELEASE_VERSION', said)}, but megatron-core {here} is installed and is what runs here: the flags "
+            f"are those of {said.value}; MEGATRON_PATH=a checkout of it runs it"
+        )
     if flags.known.stands_in:
         yield (
             f"{says('MEGATRON_PATH', knobs['MEGATRON_PATH'])} cannot be read here: flags are checked against "
@@ -175,7 +202,8 @@ def _check_agreement(run: ResolvedRun) -> None:
     """A knob of a .conf and the YAML's own number for its flag may not differ: one of them would do nothing."""
     for flag, name in BOUND.items():
         knob, setting = run.knobs.get(name), run.args.get(flag)
-        if KNOBS[name].kind != "count" or name == "NUM_LAYERS" or knob is None or setting is None:
+        counts = KNOBS[name].kind in ("count", "count_or_false")
+        if not counts or name == "NUM_LAYERS" or knob is None or setting is None:
             continue
         from_conf = knob.origin.layer in _CONFS
         if from_conf and setting.origin.layer == "model" and knob.value != setting.value:
@@ -277,7 +305,7 @@ def _from_knobs(knobs: Mapping[str, Setting]) -> Iterator[Candidate]:
         knob = knobs.get(name)
         if knob is None or name == "MOE_TOKEN_DISPATCHER":
             continue
-        explicit = knob.origin.layer in ("flag", "environment")
+        explicit = knob.origin.layer in EXPLICIT
         layer = knob.origin.layer if explicit else "derived"
         place = knob.origin.place if knob.origin.layer == "flag" else says(name, knob)
         yield Candidate(name=flag, value=knob.value, origin=Origin(layer=layer, place=place))
@@ -295,7 +323,8 @@ def _from_flag(flag: Flag, origin: Origin, flags: Flags) -> Candidate:
     flag = Flag(name=flag.name, words=_without_shell_quotes(flag.name, flag.words))
     if not flag.words:
         return Candidate(name=flag.name, value="true", origin=origin)
-    if flag.words in (("true",), ("false",)) and flags.is_switch(flag.name):
+    is_off = flag.words == ("false",) and flags.knows(flag.name)
+    if is_off or (flag.words == ("true",) and flags.is_switch(flag.name)):
         return Candidate(name=flag.name, value=flag.words[0], origin=origin)
     value = _text(flag.name, flag.words, flags)
     return Candidate(name=flag.name, value=value, origin=origin, words=flag.words)
@@ -308,6 +337,16 @@ def _emitted(args: Mapping[str, Setting]) -> dict[str, Setting]:
         for name, setting in args.items()
         if not (setting.value == "false" and setting.words is None)
     }
+
+
+def _unsaid(derived: Iterable[Candidate], said: Iterable[Candidate]) -> Iterator[Candidate]:
+    """What rules add, but for flags that the caller wrote at the same rank: of a tie the later one would win."""
+    own = {(one.name, one.origin.layer) for one in said}
+    return (
+        one
+        for one in derived
+        if one.origin.layer not in EXPLICIT or (one.name, one.origin.layer) not in own
+    )
 
 
 def _env(

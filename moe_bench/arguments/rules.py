@@ -1,7 +1,8 @@
 """One function per derived choice. Each maps what is set to further flags or variables; none reads or changes anything.
 
 A rule speaks with the rank of the knob that decided: PR=fp8 in the environment beats the model's YAML, as a user who
-wrote it expects; the same PR from a .conf or a default is of the layer "derived", below the YAML.
+wrote it expects; the same PR from a .conf or a default is of the layer "derived", below the YAML. A flag that the caller
+wrote at that rank stands: what then contradicts the knob is for the interaction rules to refuse.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import msgspec
 
 from moe_bench.arguments.flags import Flags
 from moe_bench.config.knobs import as_count, says, whole
-from moe_bench.config.layers import Candidate
+from moe_bench.config.layers import EXPLICIT, Candidate
 from moe_bench.config.run import Origin, Setting
 from moe_bench.errors import ConfigError
 
@@ -67,12 +68,12 @@ def dispatcher_knobs(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
     """
     old, new = knobs.get("MOE_TOKEN_DISPATCHER"), knobs.get("DISPATCHER")
     if old is not None and new is not None and _differ(old.value, new.value):
-        if new.origin.layer in _EXPLICIT and old.origin.layer in _EXPLICIT:
+        if new.origin.layer in EXPLICIT and old.origin.layer in EXPLICIT:
             raise ConfigError(
                 f"{says('DISPATCHER', new)} and {says('MOE_TOKEN_DISPATCHER', old)} are two spellings of one "
                 "choice and differ; set only one of them"
             )
-        old, new = (old, None) if old.origin.layer in _EXPLICIT else (new, new)
+        old, new = (old, None) if old.origin.layer in EXPLICIT else (new, new)
     decides = new or old
     if decides is None:
         return dict(knobs)
@@ -91,7 +92,6 @@ def dispatcher_knobs(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
     return folded
 
 
-_EXPLICIT = ("flag", "environment")
 _FLEX_BACKENDS = ("deepep", "hybridep")
 
 
@@ -109,16 +109,14 @@ def dispatcher(facts: Facts) -> Iterator[Candidate]:
     if kind.origin.layer == "environment" and final.origin.layer != "flag":
         final = kind
     if final.value != "flex":
-        if "--moe-enable-deepep" in facts.args:
-            yield from _flags(kind, "MOE_TOKEN_DISPATCHER", [("--moe-enable-deepep", "false")])
+        yield from _without_deepep(facts, kind, "MOE_TOKEN_DISPATCHER")
         return
     backend = facts.knobs.get("DISPATCHER", kind)
     if facts.knows("--moe-flex-dispatcher-backend"):
         name = backend.value if backend.value in _FLEX_BACKENDS else "deepep"
         yield from _flags(backend, "DISPATCHER", [("--moe-flex-dispatcher-backend", name)])
         if name == "hybridep":
-            if "--moe-enable-deepep" in facts.args:  # the older spelling of the other backend
-                yield from _flags(backend, "DISPATCHER", [("--moe-enable-deepep", "false")])
+            yield from _without_deepep(facts, backend, "DISPATCHER")
             yield from _flags(backend, "DISPATCHER", [("--moe-hybridep-num-sms", "32")])
     elif backend.value == "hybridep":
         raise ConfigError(
@@ -127,6 +125,12 @@ def dispatcher(facts: Facts) -> Iterator[Candidate]:
         )
     elif facts.knows("--moe-enable-deepep"):
         yield from _flags(backend, "DISPATCHER", [("--moe-enable-deepep", "true")])
+
+
+def _without_deepep(facts: Facts, knob: Setting, name: str) -> Iterator[Candidate]:
+    """The older spelling of the DeepEP backend, where the YAML has it."""
+    if "--moe-enable-deepep" in facts.args:
+        yield from _flags(knob, name, [("--moe-enable-deepep", "false")])
 
 
 _LAYOUT_FLAG = "--pipeline-model-parallel-layout"
@@ -145,7 +149,7 @@ def virtual_pipeline(facts: Facts) -> Iterator[Candidate]:
         return
     vpp, layers = facts.knobs["VPP"], facts.knobs.get("LAYERS_PER_VP")
     by_layers = (
-        layers is not None and layers.origin.layer in _EXPLICIT and facts.is_set("LAYERS_PER_VP")
+        layers is not None and layers.origin.layer in EXPLICIT and facts.is_set("LAYERS_PER_VP")
     )
     if not by_layers and facts.knows(_VIRTUAL_STAGES):
         yield from _flags(vpp, "VPP", [(_VIRTUAL_STAGES, vpp.value)])
@@ -162,7 +166,7 @@ def _counted_for_uneven(facts: Facts) -> Iterator[Candidate]:
     """Megatron counts layers per virtual stage only over equal stages: with PP_FIRST or PP_LAST, VPP says it."""
     said = facts.args[_LAYERS_PER_VIRTUAL]
     is_uneven = facts.is_set("PP_FIRST") or facts.is_set("PP_LAST")
-    if not is_uneven or said.origin.layer in _EXPLICIT or not facts.knows(_VIRTUAL_STAGES):
+    if not is_uneven or said.origin.layer in EXPLICIT or not facts.knows(_VIRTUAL_STAGES):
         return
     origin = Origin(layer="environment", place="rule virtual_pipeline: VPP, for uneven stages")
     yield Candidate(name=_LAYERS_PER_VIRTUAL, value="false", origin=origin)
@@ -259,7 +263,7 @@ def long_context(facts: Facts) -> Iterator[Candidate]:
             layer="flag" if length.origin.layer == "flag" else "environment",
             place=f"rule long_context, --seq-length {length.value}",
         )
-        if positions is not None and positions.origin.layer == "flag":
+        if positions is not None and positions.origin.layer in EXPLICIT:
             raise ConfigError(
                 f"--max-position-embeddings {positions.value} ({positions.origin.place}) is smaller than "
                 f"--seq-length {length.value} ({length.origin.place}); raise it or shorten SEQ_LEN"
@@ -272,7 +276,7 @@ def short_run(facts: Facts) -> Iterator[Candidate]:
     steps, warmup = facts.args.get("--train-iters"), facts.args.get("--lr-warmup-iters")
     if steps is None or warmup is None or None in (whole(steps.value), whole(warmup.value)):
         return
-    if int(warmup.value) >= int(steps.value) and warmup.origin.layer != "flag":
+    if int(warmup.value) >= int(steps.value) and warmup.origin.layer not in EXPLICIT:
         origin = Origin(layer="environment", place=f"rule short_run, --train-iters {steps.value}")
         yield Candidate(name="--lr-warmup-iters", value=str(int(steps.value) // 10), origin=origin)
 
@@ -333,7 +337,7 @@ _RULE = Origin(layer="derived", place="moe_bench/arguments/rules.py")
 
 
 def _origin(knob: Setting, name: str) -> Origin:
-    layer = knob.origin.layer if knob.origin.layer in _EXPLICIT else "derived"
+    layer = knob.origin.layer if knob.origin.layer in EXPLICIT else "derived"
     return Origin(layer=layer, place=f"rule of {says(name, knob)}")
 
 

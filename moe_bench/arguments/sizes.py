@@ -9,6 +9,7 @@ from dataclasses import replace
 import msgspec
 
 from moe_bench.config.knobs import BOUND, KNOBS, says, whole
+from moe_bench.config.layers import EXPLICIT
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
 from moe_bench.errors import ConfigError
@@ -24,7 +25,6 @@ SIZE_FLAGS = {
     "etp": "--expert-tensor-parallel-size",
 }
 _MAX_LOCAL_RANKS = 64
-_ABSENT = Origin(layer="default", place="Megatron's default")
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +97,7 @@ def _on_fewer_gpus(run: ResolvedRun, gpus: int) -> ResolvedRun:
     """A Tiny preset whose own EP needs more GPUs than there are, with the EP that they hold."""
     asked, knob = run.args.get(SIZE_FLAGS["ep"]), run.knobs.get("EP")
     fewest = Sizes.of(run).smallest_world
-    is_own = knob is not None and knob.origin.layer not in ("environment", "flag")
+    is_own = knob is not None and knob.origin.layer not in EXPLICIT
     if asked is None or knob is None or not is_own or asked.value != knob.value:
         return run
     if not run.model.startswith("Tiny-") or fewest <= gpus:
@@ -140,12 +140,18 @@ def _preset_ranks(run: ResolvedRun, fewest: int) -> tuple[int, str]:
 
 
 def _refuse_too_many(run: ResolvedRun, ranks: Setting, sizes: Sizes) -> None:
-    if int(ranks.value) > _MAX_LOCAL_RANKS:
-        spelled = ", ".join(one.said for one in (sizes.tp, sizes.pp, sizes.ep, sizes.cp))
+    if int(ranks.value) <= _MAX_LOCAL_RANKS:
+        return
+    if ranks.value != str(sizes.smallest_world):
         raise ConfigError(
-            f"{run.model} with {spelled} needs {ranks.value} ranks, too many for one machine without GPUs; "
-            "set REHEARSE=1 to train a shrunken stand-in here, or lower TP, PP, EP, CP"
+            f"{says('GPUS_PER_NODE', ranks)} is more than the {_MAX_LOCAL_RANKS} ranks that one machine without GPUs "
+            f"starts; this layout runs on any multiple of {sizes.smallest_world}"
         )
+    spelled = ", ".join(one.said for one in (sizes.tp, sizes.pp, sizes.ep, sizes.cp))
+    raise ConfigError(
+        f"{run.model} with {spelled} needs {ranks.value} ranks, too many for one machine without GPUs; "
+        "set REHEARSE=1 to train a shrunken stand-in here, or lower TP, PP, EP, CP"
+    )
 
 
 def _local(
@@ -164,7 +170,7 @@ def _local(
 def check(run: ResolvedRun) -> None:
     """Raises ConfigError for the first sizes that do not fit together, with the way out."""
     for flag, name in BOUND.items():
-        if flag in run.args and KNOBS[name].kind == "count":
+        if flag in run.args and KNOBS[name].kind in ("count", "count_or_false"):
             _number(flag, run.args[flag])
     sizes = Sizes.of(run)
     _check_world(sizes)
@@ -189,12 +195,21 @@ def _size(run: ResolvedRun, flag: str, default: int) -> Size:
     setting = run.args.get(flag)
     if setting is None:
         return Size(number=default, said=f"{BOUND.get(flag, flag)}={default} (Megatron's default)")
-    name = BOUND.get(flag)
+    name = BOUND.get(flag) or _DERIVED.get(flag)
     number = _number(flag, setting)
     knob = run.knobs.get(name) if name else None
-    if name and knob is not None and knob.value == setting.value and knob.origin.layer != "flag":
+    if name and knob is not None and knob.value == setting.value and setting.origin.layer != "flag":
         return Size(number=number, said=says(name, knob))
     return Size(number=number, said=f"{flag} {setting.value} ({setting.origin.place})")
+
+
+_DERIVED = {
+    "--decoder-first-pipeline-num-layers": "PP_FIRST",
+    "--decoder-last-pipeline-num-layers": "PP_LAST",
+    "--num-virtual-stages-per-pipeline-rank": "VPP",
+    "--num-layers-per-virtual-pipeline-stage": "LAYERS_PER_VP",
+}
+"""Flags that a rule makes of a knob -> the knob, which the user wrote."""
 
 
 def _optional(run: ResolvedRun, flag: str) -> Size | None:
@@ -324,7 +339,7 @@ def _check_pipeline_knobs(run: ResolvedRun, found: pipeline.Pipeline) -> None:
     true_of |= {"LAYERS_PER_VP": each.pop()} if is_even else {}
     for name, number in true_of.items():
         knob = run.knobs.get(name)
-        if knob is None or knob.origin.layer not in ("flag", "environment"):
+        if knob is None or knob.origin.layer not in EXPLICIT:
             continue
         asked = whole(knob.value)
         if asked is None or asked == number:
@@ -389,7 +404,14 @@ def pipeline_of(run: ResolvedRun) -> pipeline.Pipeline:
             count_loss="--account-for-loss-in-pipeline-split" in run.args,
         )
     except ValueError as error:
-        raise ConfigError(_stages_complaint(layers, pp, (first, last, vpp), str(error))) from error
+        said = [one.said for one in (layers, pp, first, last) if one is not None]
+        if vpp > 1:
+            said.insert(2, _virtual_said(run, vpp))
+        ways = _ways_out(layers.number, pp.number, vpp, is_uneven=bool(first or last))
+        table = _table(layers.number, pp.number, first, last)
+        raise ConfigError(
+            f"{', '.join(said)}: {error}\n{table}\nuse {'; or '.join(ways)}"
+        ) from error
 
 
 def _stage_size(run: ResolvedRun, which: str) -> Size | None:
@@ -418,22 +440,22 @@ def _virtual_stages(run: ResolvedRun, layers: Size, pp: Size) -> int:
     return counted // pp.number // by_layers.number
 
 
-def _stages_complaint(
-    layers: Size,
-    pp: Size,
-    shape: tuple[Size | None, Size | None, int],
-    reason: str,
-) -> str:
-    first, last, vpp = shape
-    said = [layers.said, pp.said]
-    if vpp > 1:
-        said.append(f"VPP={vpp}")
-    said += [one.said for one in (first, last) if one is not None]
-    table = _table(layers.number, pp.number, first, last)
-    ways = [f"PP one of {', '.join(str(one) for one in divisors(layers.number))}"]
-    ways.append("PP_FIRST and PP_LAST for uneven stages")
-    ways.append("--pipeline-model-parallel-layout for any division")
-    return f"{', '.join(said)}: {reason}\n{table}\nuse {'; or '.join(ways)}"
+def _virtual_said(run: ResolvedRun, vpp: int) -> str:
+    flags = ("--num-virtual-stages-per-pipeline-rank", "--num-layers-per-virtual-pipeline-stage")
+    said = next(one for one in (_optional(run, flag) for flag in flags) if one is not None)
+    return said.said if said.number == vpp else f"{said.said}, so {vpp} virtual stages"
+
+
+def _ways_out(layers: int, pp: int, vpp: int, *, is_uneven: bool) -> list[str]:
+    layout = "--pipeline-model-parallel-layout for any division"
+    if is_uneven:
+        each = f", each a multiple of VPP={vpp}" if vpp > 1 else ""
+        return [f"PP_FIRST and PP_LAST that leave each other stage as many layers{each}", layout]
+    if layers % pp == 0 and vpp > 1:
+        fitting = ", ".join(str(one) for one in divisors(layers // pp))
+        return [f"VPP one of {fitting}", layout]
+    fitting = ", ".join(str(one) for one in divisors(layers))
+    return [f"PP one of {fitting}", "PP_FIRST and PP_LAST for uneven stages", layout]
 
 
 def _table(layers: int, pp: int, first: Size | None, last: Size | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 from moe_bench.arguments.sizes import pipeline_of
 from moe_bench.config.machine import Machine
 from moe_bench.errors import ConfigError
-from tests.support.projects import GPUS, Project, repository
+from tests.support.projects import CPU, GPUS, Project, repository
 
 
 @pytest.fixture
@@ -163,3 +163,36 @@ def test_a_tiny_presets_precision_is_its_devices(device: str | None, is_bf16: bo
     assert ("--bf16" in run.args) == is_bf16
     asked = repository().resolve({"MODEL": "Tiny-Qwen3", "PR": "fp32"}, device=device)
     assert "--bf16" not in asked.args
+
+
+LAYERS = {"NUM_LAYERS": "8", "PP": "2", "GBS": "16"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "way"),
+    [
+        (
+            {"PP_FIRST": "5", "PP_LAST": "5"},
+            "PP_FIRST=5 (environment), PP_LAST=5 (environment)",
+            "PP_FIRST and PP_LAST that leave",
+        ),
+        ({"VPP": "3"}, "VPP=3 (environment)", "use VPP one of 1, 2, 4"),
+        (
+            {"PP": "3", "GPUS_PER_NODE": "3", "GBS": "9"},
+            "PP=3 (environment)",
+            "use PP one of 1, 2, 4, 8",
+        ),
+    ],
+)
+def test_stages_that_do_not_divide_are_said_in_knobs_with_a_way_that_works(
+    tmp_path: Path, given: dict[str, str], said: str, way: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        Project(tmp_path).resolve(LAYERS | given)
+    assert said in str(error.value)
+    assert way in str(error.value)
+
+
+def test_more_ranks_than_a_cpu_starts_are_refused_by_the_knob_that_asks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"GPUS_PER_NODE=65 \(environment\) is more than the 64"):
+        Project(tmp_path).resolve({"GPUS_PER_NODE": "65"}, machine=CPU, local=True)

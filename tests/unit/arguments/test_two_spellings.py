@@ -8,6 +8,7 @@ import pytest
 
 from moe_bench.arguments import schema
 from moe_bench.arguments.schema.renames import renames
+from moe_bench.config.gather import COMMON
 from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.run import Origin, Setting
 from moe_bench.errors import MoeBenchError
@@ -60,7 +61,7 @@ def _said(known: schema.FlagSchema, flag: str, which: int) -> Setting:
 
 
 @pytest.mark.parametrize(
-    "flag", [flag for flag, name in BOUND.items() if KNOBS[name].kind == "count"]
+    "flag", [flag for flag, name in BOUND.items() if KNOBS[name].kind.startswith("count")]
 )
 def test_a_trailing_flag_beats_its_knob_and_both_keep_what_was_overridden(
     project: Project, flag: str
@@ -111,6 +112,30 @@ def test_a_knob_without_a_flag_of_its_own_never_loses_in_silence(
 ) -> None:
     with pytest.raises(MoeBenchError):
         project.resolve(MORE | given, words)
+
+
+def test_a_bad_value_of_a_trailing_flag_is_said_in_the_flags_spelling(project: Project) -> None:
+    with pytest.raises(MoeBenchError, match=r"^--tensor-model-parallel-size 2 3 \(command line\)"):
+        project.resolve(flags=["--tensor-model-parallel-size", "2", "3"])
+    with pytest.raises(MoeBenchError, match=r"^--tensor-model-parallel-size  \(command line\)"):
+        project.resolve(flags=["--tensor-model-parallel-size"])
+
+
+def test_false_leaves_a_flag_of_the_yaml_out_and_a_misspelt_one_is_still_refused(
+    project: Project,
+) -> None:
+    assert "--save-interval" not in project.resolve(flags=["--save-interval", "false"]).args
+    run = project.resolve(flags=["--train-iters=false", "--train-samples", "80"])
+    assert "--train-iters" not in run.args
+    with pytest.raises(MoeBenchError, match="no such flag"):
+        project.resolve(flags=["--save-interva", "false"])
+
+
+def test_an_empty_variable_says_nothing_and_overrides_nothing(project: Project) -> None:
+    project.write(COMMON, "export COMMENT=${COMMENT:-ours}\n")
+    run = project.resolve({"COMMENT": ""})
+    assert (run.knobs["COMMENT"].value, run.knobs["COMMENT"].overrode) == ("ours", ())
+    assert run.notes == ()
 
 
 def test_a_knob_of_the_environment_beats_the_yamls_own_number(project: Project) -> None:
