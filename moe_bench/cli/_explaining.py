@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from moe_bench.arguments.flags import Flags
-from moe_bench.config.gather import Request
+from moe_bench.arguments.schema import FlagSpec
+from moe_bench.config.gather import MODELS, Request
 from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.layers import MEANING, PRECEDENCE
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import ResolvedRun, Setting
+from moe_bench.config.sources import names_in
 from moe_bench.errors import ConfigError
 from moe_bench.secrets import is_secret
 
@@ -19,7 +21,7 @@ _VALUE_WIDTH = 60
 
 
 def as_text(run: ResolvedRun, keys: Sequence[str], request: Request) -> Iterator[str]:
-    """Everything, or the named settings. Raises ConfigError for a name that nothing knows."""
+    """Everything, or the named settings."""
     if keys:
         for key in keys:
             yield from _one(run, key, request)
@@ -95,19 +97,32 @@ def _told(name: str, title: str, setting: Setting) -> Iterator[str]:
 
 
 def _unset(run: ResolvedRun, key: str) -> str:
-    spec = Flags.of_release(run.knobs).known.flags.get(key)
-    if spec is not None:
-        bound = BOUND.get(key)
-        knob = f"; {bound} sets it" if bound else ""
-        return f"{key} is not set: Megatron-Core's own default is {spec.default}{knob}"
     if key in KNOBS:
         return f"{key} is not set ({KNOBS[key].about})"
-    known = [*KNOBS, *run.env, *run.args]
-    guess = nearest(key, known)
-    hint = f"; did you mean {' or '.join(guess)}?" if guess else ""
-    raise ConfigError(
-        f"{key!r} is no knob, no flag of this release and no variable of this run{hint}"
+    spec, bound = _spec(run, key), BOUND.get(key)
+    knob = f"; {bound} sets it" if bound else ""
+    return (
+        f"{key} is not set: Megatron-Core's own default is {spec.default if spec else None}{knob}"
     )
+
+
+def _spec(run: ResolvedRun, key: str) -> FlagSpec | None:
+    return Flags.of_release(run.knobs).known.flags.get(key)
+
+
+def refuse_unknown(run: ResolvedRun, keys: Sequence[str], request: Request) -> None:
+    """Raises ConfigError for a name that nothing knows."""
+    known = {name for _, group in _groups(run) for name in group} | KNOBS.keys()
+    for key in keys:
+        if key in known or is_secret(key) or _spec(run, key) is not None:
+            continue
+        if key in names_in(request.project / MODELS, ".yaml"):
+            raise ConfigError(f"{key} is a model; write MODEL={key} python -m moe_bench explain")
+        guess = nearest(key, sorted(known))
+        hint = f"; did you mean {' or '.join(guess)}?" if guess else ""
+        raise ConfigError(
+            f"{key!r} is no knob, no flag of this release and no variable of this run{hint}"
+        )
 
 
 def to_json(run: ResolvedRun, keys: Sequence[str]) -> str:

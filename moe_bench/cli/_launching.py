@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,15 @@ def request_of(words: Sequence[str], *, local: bool, must_name: bool = False) ->
         device=probe(environment).device if local else environment.get("MOE_BENCH_DEVICE", "cuda"),
         must_name=must_name,
         demo_prefix=demo_request(project, environment).prefix if local else None,
+    )
+
+
+def with_model(request: Request, model: str) -> Request:
+    """The same for a model that is a word of the command, and not the environment's."""
+    return replace(
+        request,
+        environment={**request.environment, "MODEL": model},
+        places={**request.places, "MODEL": "command line"},
     )
 
 

@@ -1,4 +1,4 @@
-"""Megatron's own verdict on one run after another, for verbs that ask about many."""
+"""Megatron's own verdict on one run after another, for the verbs that ask for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_bench.cli.preflight import ASSUMED_TE
-from moe_bench.errors import ConfigError, MissingExtraError
+from moe_bench.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from moe_bench.config.gather import Request
     from moe_bench.config.run import ResolvedRun
+    from moe_bench.runtime.preflight import Target
+
+ASSUMED_TE = "2.9.0"
+EXAMPLE_GPU = "h100"
+
+
+def refuse_without_megatron(request: Request, *, needed_for: str) -> None:
+    """Raises MissingExtraError where neither this interpreter nor MEGATRON_PATH has what is asked."""
+    for package in ("torch", "megatron"):
+        has = importlib.util.find_spec(package) is not None
+        if not has and not request.environment.get("MEGATRON_PATH"):
+            raise MissingExtraError(package, extra="train", needed_for=needed_for)
+
+
+def target_of(gpu: tuple[str, str], te: tuple[str, str]) -> Target:
+    """The machine that Megatron is told of; each with the variable or option that says it. Raises ConfigError."""
+    from moe_bench.arguments.lint import checked_version, compute_of
+
+    major, minor = compute_of(*gpu).split(".")
+    version = checked_version(*te)
+    from moe_bench.runtime.preflight import Target
+
+    return Target(compute=(int(major), int(minor)), transformer_engine=version)
+
+
+def prepare(request: Request) -> tuple[str, str]:
+    """Import Megatron, once a process: the embedding's line for the log, and Megatron's version."""
+    from moe_bench.runtime import preflight
+
+    path = request.environment.get("MEGATRON_PATH")
+    return preflight.prepare(Path(path) if path else None)
 
 
 def asker(request: Request) -> Callable[[ResolvedRun], str | None]:
@@ -22,22 +52,15 @@ def asker(request: Request) -> Callable[[ResolvedRun], str | None]:
     Of a GPU and a Transformer Engine that are not here, GPU_ARCH and TE_VERSION tell, or h100 and 2.9.0.
     """
     from moe_bench.arguments.flags import Flags
-    from moe_bench.arguments.lint import COMPUTE_OF
 
-    path = request.environment.get("MEGATRON_PATH")
-    for package in ("torch", "megatron"):
-        if importlib.util.find_spec(package) is None and not path:
-            raise MissingExtraError(package, extra="train", needed_for="--preflight")
+    refuse_without_megatron(request, needed_for="--preflight")
     from moe_bench.mcore.preflight import Accepted
-    from moe_bench.runtime.preflight import Target, ask, prepare
+    from moe_bench.runtime.preflight import ask
 
-    arch = (request.environment.get("GPU_ARCH") or "h100").lower()
-    if arch not in COMPUTE_OF:
-        raise ConfigError(f"GPU_ARCH={arch} (environment) is not one of {', '.join(COMPUTE_OF)}")
-    major, minor = COMPUTE_OF[arch].split(".")
+    gpu = request.environment.get("GPU_ARCH") or EXAMPLE_GPU
     te = request.environment.get("TE_VERSION") or ASSUMED_TE
-    target = Target(compute=(int(major), int(minor)), transformer_engine=te)
-    _, megatron = prepare(Path(path) if path else None)
+    target = target_of(("GPU_ARCH", gpu), ("TE_VERSION", te))
+    _, megatron = prepare(request)
     print(f"moe_bench: asking Megatron-Core {megatron} about each point", file=sys.stderr)
 
     def check(run: ResolvedRun) -> str | None:

@@ -12,7 +12,18 @@ from moe_bench.config.sources import process_environment
 _SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
 
-@click.command(context_settings=_SETTINGS, short_help="Show every value with its origin.")
+class _Command(click.Command):
+    """Leaves the first `--`, which click would take out, among the words: what follows is the run's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Doubles it."""
+        at = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*args[:at], *args[at : at + 1], *args[at:]])
+
+
+@click.command(
+    cls=_Command, context_settings=_SETTINGS, short_help="Show every value with its origin."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def command(words: tuple[str, ...], *, as_json: bool) -> None:
@@ -21,11 +32,12 @@ def command(words: tuple[str, ...], *, as_json: bool) -> None:
     Leading names choose what is shown: knobs (TP), Megatron flags in full (--seq-length alone) or variables. Flags that
     have values or follow `--` are the run's own, as after the benchmarking scripts.
     """
-    from moe_bench.cli._explaining import as_text, to_json
+    from moe_bench.cli._explaining import as_text, refuse_unknown, to_json
 
     keys, flags = _split(words)
     request = request_of(flags, local=_is_for_this_machine(process_environment()))
     run, _ = resolve(request)
+    refuse_unknown(run, keys, request)
     if as_json:
         print(to_json(run, keys))
         return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from moe_bench.cli._launching import request_of
+from moe_bench.cli._launching import request_of, with_model
 from moe_bench.config.sources import process_environment
 
 if TYPE_CHECKING:
@@ -40,16 +39,19 @@ def command(words: tuple[str, ...], *, only_rules: bool, here: bool) -> None:
     if only_rules:
         _list_rules(request)
         return
-    environment = {**({} if here else {"CLUSTER": "local"}), **request.environment}
-    asked = replace(request, environment={**environment, **({"MODEL": model} if model else {})})
-    run, findings = _found(asked)
-    for one in run.substitutions:
-        print(f"note    left-out: {one.asked} -> {one.used}: {one.reason}")
+    if model:
+        request = with_model(request, model)
+    run, findings = _found(request)
+    notes = [f"left-out: {one.asked} -> {one.used}: {one.reason}" for one in run.substitutions]
+    notes += [note for note in run.notes if note not in {str(finding) for finding in findings}]
+    for note in notes:
+        print(f"note    {note}")
     for finding in findings:
         print(_shown(finding))
     counts = {
         kind: sum(one.severity == kind for one in findings) for kind in ("error", "warning", "note")
     }
+    counts["note"] += len(notes)
     print(", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items()))
     sys.exit(2 if counts["error"] else 0)
 
@@ -62,9 +64,9 @@ def _found(request: Request) -> tuple[ResolvedRun, list[Finding]]:
     from moe_bench.config.gather import DEFAULT_MODEL
     from moe_bench.config.machine import probe
 
-    environment = {"MODEL": DEFAULT_MODEL, **request.environment}
-    asked = replace(request, environment=environment)
-    run = resolve_run(asked, probe(environment), Identity(run_id=f"{environment['MODEL']}-lint"))
+    environment = request.environment
+    name = environment.get("MODEL") or DEFAULT_MODEL
+    run = resolve_run(request, probe(environment), Identity(run_id=f"{name}-lint"))
     known = Flags.of_release(run.knobs).known
     rules = all_rules(request.project, environment.get("MOE_BENCH_RULES", ""))
     versions = versions_here(run, environment, local=request.local)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from moe_bench.cli._launching import request_of
+from moe_bench.cli._launching import request_of, with_model
+from moe_bench.cli._preflighting import (
+    ASSUMED_TE,
+    EXAMPLE_GPU,
+    prepare,
+    refuse_without_megatron,
+    target_of,
+)
 from moe_bench.config.run import ResolvedRun
-from moe_bench.errors import ConfigError, MissingExtraError, MoeBenchError
+from moe_bench.errors import MoeBenchError
 
 if TYPE_CHECKING:
     from moe_bench.config.gather import Request
     from moe_bench.mcore.preflight import Accepted
     from moe_bench.runtime.preflight import Target, Verdict
-
-ASSUMED_TE = "2.9.0"
-_EXAMPLE_GPU = "h100"
 
 
 @click.command(
@@ -35,7 +35,7 @@ _EXAMPLE_GPU = "h100"
     help="Ranks of the job; default: NNODES x GPUS_PER_NODE.",
 )
 @click.option(
-    "--arch", default=_EXAMPLE_GPU, show_default=True, help="GPU that Megatron is told of."
+    "--arch", default=EXAMPLE_GPU, show_default=True, help="GPU that Megatron is told of."
 )
 @click.option(
     "--te",
@@ -58,9 +58,19 @@ def command(
     """
     models, flags = _split(words)
     request = request_of(flags, local=False)
-    names = _models(models, request, every=every)
-    target, verdicts = _asked(names, request, arch, te_version, world_size)
-    refused = sum(_told(name, verdict, target) for name, verdict in verdicts)
+    refuse_without_megatron(request, needed_for="preflight")
+    target = target_of(("--arch", arch), ("--te", te_version))
+    runs = {name: _resolved(name, request) for name in _models(models, request, every=every)}
+    refused = 0
+    for name, run in runs.items():
+        if isinstance(run, MoeBenchError):
+            print(f"{name}: REFUSED before Megatron is asked: {run}")
+            refused += 1
+    left = {name: run for name, run in runs.items() if isinstance(run, ResolvedRun)}
+    if left:
+        _load(request, arch, target)
+    for name, run in left.items():
+        refused += _told(name, _verdict(run, target, world_size), target)
     sys.exit(2 if refused else 0)
 
 
@@ -77,30 +87,14 @@ def _models(models: tuple[str, ...], request: Request, *, every: bool) -> list[s
     return list(models) or [request.environment.get("MODEL") or DEFAULT_MODEL]
 
 
-def _asked(
-    names: list[str], request: Request, arch: str, te_version: str, world_size: int | None
-) -> tuple[Target, Iterator[tuple[str, Verdict | MoeBenchError]]]:
-    from moe_bench.arguments.lint import COMPUTE_OF
-
-    for package in ("torch", "megatron"):
-        if importlib.util.find_spec(package) is None and not request.environment.get(
-            "MEGATRON_PATH"
-        ):
-            raise MissingExtraError(package, extra="train", needed_for="preflight")
-    from moe_bench.runtime.preflight import Target, prepare
-
-    if arch not in COMPUTE_OF:
-        raise ConfigError(f"--arch {arch} is not one of {', '.join(COMPUTE_OF)}")
-    major, minor = COMPUTE_OF[arch].split(".")
-    target = Target(compute=(int(major), int(minor)), transformer_engine=te_version)
+def _load(request: Request, arch: str, target: Target) -> None:
     started = time.perf_counter()
-    path = request.environment.get("MEGATRON_PATH")
-    embedding, megatron = prepare(Path(path) if path else None)
+    embedding, megatron = prepare(request)
     _say(embedding)
-    _say(f"assumed: {arch} GPUs (compute capability {major}.{minor}){_assumed_te(te_version)}")
-    verdicts = ((name, _verdict(name, request, target, world_size)) for name in names)
+    compute = ".".join(map(str, target.compute))
+    assumed = _assumed_te(target.transformer_engine)
+    _say(f"assumed: {arch} GPUs (compute capability {compute}){assumed}")
     _say(f"Megatron-Core {megatron} loaded in {time.perf_counter() - started:.1f} s")
-    return target, verdicts
 
 
 def _assumed_te(version: str) -> str:
@@ -111,36 +105,29 @@ def _assumed_te(version: str) -> str:
     return f", Transformer Engine {version} (none is installed here: its version probes answer, nothing is computed)"
 
 
-def _verdict(
-    name: str, request: Request, target: Target, world_size: int | None
-) -> Verdict | MoeBenchError:
+def _verdict(run: ResolvedRun, target: Target, world_size: int | None) -> Verdict:
     from moe_bench.arguments.flags import Flags
     from moe_bench.runtime.preflight import ask
 
+    return ask(run, Flags.of_release(run.knobs).known, target, world_size or run.world_size)
+
+
+def _resolved(name: str, request: Request) -> ResolvedRun | MoeBenchError:
+    from moe_bench.arguments.resolve import Identity, resolve_run
+    from moe_bench.config.machine import probe
+
+    asked = request if name == request.environment.get("MODEL") else with_model(request, name)
+    identity = Identity(run_id=f"{name}-preflight")
     try:
-        run = _resolved(name, request)
-        known = Flags.of_release(run.knobs).known
-        return ask(run, known, target, world_size or run.world_size)
+        return resolve_run(asked, probe(asked.environment), identity)
     except MoeBenchError as error:
         return error
 
 
-def _resolved(name: str, request: Request) -> ResolvedRun:
-    from moe_bench.arguments.resolve import Identity, resolve_run
-    from moe_bench.config.machine import probe
-
-    environment = {"CLUSTER": "local", **request.environment, "MODEL": name}
-    asked = replace(request, environment=environment)
-    return resolve_run(asked, probe(environment), Identity(run_id=f"{name}-preflight"))
-
-
-def _told(name: str, verdict: Verdict | MoeBenchError, target: Target) -> bool:
+def _told(name: str, verdict: Verdict, target: Target) -> bool:
     """Print one verdict; True when it is a refusal."""
     from moe_bench.mcore.preflight import Accepted
 
-    if isinstance(verdict, MoeBenchError):
-        print(f"{name}: REFUSED before Megatron is asked: {verdict}")
-        return True
     if isinstance(verdict.answer, Accepted):
         print(f"{name}: OK  {_layout(verdict, verdict.answer)}  {verdict.seconds:.2f} s")
         return False
@@ -149,8 +136,7 @@ def _told(name: str, verdict: Verdict | MoeBenchError, target: Target) -> bool:
     )
     print(f"    at {verdict.answer.where}")
     for flag, setting in verdict.blamed:
-        value = "" if setting.value == "true" and setting.words is None else f" {setting.value}"
-        print(f"    {flag}{value}  ({setting.origin.place})")
+        print(f"    {setting.spelled(flag)}  ({setting.origin.place})")
     for fix in _fixes(verdict, target):
         print(f"    way out: {fix}")
     return True

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+
+from moe_bench.cli._launching import request_of, with_model
+from moe_bench.config.sources import process_environment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +35,8 @@ class Preset:
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
 def command(names: tuple[str, ...], *, as_json: bool) -> None:
     """List every MODEL, or the ones named."""
-    from moe_bench.cli._launching import PROJECT
-
-    found = [_preset(name, PROJECT) for name in names or _known(PROJECT)]
+    project = request_of((), local=False).project
+    found = [_preset(name, project) for name in names or _known(project)]
     if as_json:
         print(json.dumps([asdict(preset) for preset in found], indent=2))
         return
@@ -57,14 +60,10 @@ def _preset(name: str, project: Path) -> Preset:
     from moe_bench.config.machine import Machine
     from moe_bench.planner import flops, memory, params
 
-    environment = {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "MODEL": name,
-        "CLUSTER": "local",
-        "DATA_PATH": "/data",
-        "LOAD_PATH": "/load",
-    }
-    request = Request(environment=environment, words=(), project=project, local=False)
+    environment = {"PATH": process_environment().get("PATH", os.defpath), "CLUSTER": "local"}
+    request = with_model(
+        Request(environment=environment, words=(), project=project, local=False), name
+    )
     run = resolve_run(request, Machine(device="cuda", gpus=8, cores=1), Identity(run_id="presets"))
     count = params.count(run.args)
     ranks = run.world_size

@@ -219,6 +219,7 @@ KNOBS: Mapping[str, Knob] = {
 BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
 """Megatron flag -> the knob with the same meaning."""
 
+
 def says(name: str, setting: Setting) -> str:
     """`TP=2 (environment)`, `--num-layers 8 (command line)`: how every message names a knob, as the user wrote it.
 

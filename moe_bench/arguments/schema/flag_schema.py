@@ -10,10 +10,11 @@ from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.schema.renames import renames
 from moe_bench.arguments.schema.spec import FlagSpec, refusal
 from moe_bench.arguments.schema.store import release_lines, releases_with
-from moe_bench.config.knobs import KNOBS, is_secret
+from moe_bench.config.knobs import KNOBS
 from moe_bench.config.misspelt import within
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import Setting
+from moe_bench.secrets import is_secret
 
 OLD = frozenset(
     {

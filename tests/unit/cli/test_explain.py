@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.projects import REPOSITORY
 
 
@@ -42,10 +44,22 @@ def test_the_whole_run_as_json(tmp_path: Path) -> None:
     assert found["args"]["--num-layers"]["origin"]["layer"] == "runtime"
 
 
-def test_an_unknown_key_is_an_error_with_the_nearest(tmp_path: Path) -> None:
-    done = run(tmp_path, "explain", "SEQLEN", MODEL="Tiny-Qwen3")
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_an_unknown_key_is_an_error_with_the_nearest(tmp_path: Path, form: tuple[str, ...]) -> None:
+    done = run(tmp_path, "explain", *form, "SEQLEN", MODEL="Tiny-Qwen3")
     assert done.returncode == 2
     assert "SEQ_LEN" in done.stderr
+
+
+def test_what_follows_two_hyphens_is_the_runs_own(tmp_path: Path) -> None:
+    done = run(tmp_path, "explain", "--lr", "--", "--lr", "5e-4", MODEL="Tiny-Qwen3")
+    assert done.stdout.startswith("--lr = 5e-4")
+
+
+def test_help_after_a_script_says_where_knobs_and_flags_go(tmp_path: Path) -> None:
+    done = run(tmp_path, "launch", "local", "--help")
+    assert done.returncode == 0
+    assert "said by variables before the command" in " ".join(done.stdout.split())
 
 
 def test_a_dry_run_prints_the_scripts_bytes_and_hash_and_writes_nothing(tmp_path: Path) -> None:
