@@ -38,20 +38,17 @@ def read_manifest(prefix: Path) -> dict[str, Any] | None:
 
 def manifest_of(prefix: Path) -> dict[str, Any] | None:
     """The manifest that describes a dataset: its own, or the one it shares with other keys (`PREFIX_KEY_document`)."""
-    own = read_manifest(prefix)
-    if own is not None:
-        return own
     parts = prefix.name.removesuffix("_document").split("_")
-    for end in range(len(parts) - 1, 0, -1):
-        shared = prefix.with_name("_".join(parts[:end]) or "_")
-        manifest = read_manifest(shared) if _looks_like_one(manifest_path(shared)) else None
+    shared = ["_".join(parts[:end]) or "_" for end in range(len(parts) - 1, 0, -1)]
+    for candidate in (prefix, *map(prefix.with_name, shared)):
+        manifest = read_manifest(candidate) if is_manifest(manifest_path(candidate)) else None
         if manifest is not None and entry_of(manifest, prefix) is not None:
             return manifest
     return None
 
 
-def _looks_like_one(path: Path) -> bool:
-    """A file of that name may as well be the text that the data was made of."""
+def is_manifest(path: Path) -> bool:
+    """By its first bytes: a file of that name may as well be the text that the data was made of."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(_HEAD)) == _HEAD

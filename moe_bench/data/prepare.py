@@ -32,6 +32,7 @@ from moe_bench.data.indexed import TokenDType, index_path, token_dtype, tokens_p
 from moe_bench.data.manifest import (
     FORMAT,
     file_sha256,
+    is_manifest,
     library_versions,
     manifest_path,
     read_manifest,
@@ -149,6 +150,11 @@ def _check_targets(preparation: Preparation) -> None:
             raise DataError(
                 f"--output {preparation.output}: would write over the input {target}; name another"
             )
+    manifest = manifest_path(preparation.output)
+    if manifest.exists() and not is_manifest(manifest):
+        raise DataError(
+            f"--output {preparation.output}: would write its manifest over {manifest}, which is another file; name another"
+        )
 
 
 def _skipped_path(output: Path) -> Path:

@@ -94,6 +94,12 @@ def test_a_dataset_of_several_keys_finds_the_manifest_they_share(data: Data, tmp
     assert "first text: 'one'" in found.output
 
 
+def test_a_dataset_beside_a_file_of_its_name_can_be_looked_at(data: Data, prefix: Path):
+    Path(f"{prefix}.json").write_text('{"text": "what it was made of"}\n')
+    found = data("inspect", prefix, "--tokenizer", "bytes")
+    assert found.exit_code == 0, found.exception
+
+
 def test_a_flipped_token_is_found_by_its_hash(data: Data, prefix: Path):
     path = Path(f"{prefix}.bin")
     raw = bytearray(path.read_bytes())

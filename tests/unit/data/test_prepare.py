@@ -261,6 +261,10 @@ def test_the_text_itself_is_never_written_over(data: Data, tmp_path: Path):
     for more in ((), ("--overwrite",)):
         message = error_of(prepare(data, source, *more, output=tmp_path / "corpus"))
         assert f"would write over the input {source}" in message
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "other"}\n')
+    message = error_of(prepare(data, other, "--overwrite", output=tmp_path / "corpus"))
+    assert f"its manifest over {source}, which is another file" in message
     assert source.read_text() == '{"text": "mine"}\n'
 
 
