@@ -24,12 +24,12 @@ def command(runs_folder: Path, *, as_json: bool) -> None:
         for run in runs:
             print(msgspec.json.encode(run).decode())
         return
-    if not runs and not newest_sweeps(runs_folder):
+    sweeps = [folder.name for folder in newest_sweeps(runs_folder)]
+    if not runs and not sweeps:
         print(f"no runs in {runs_folder} yet; start one with: bash ./interactive_benchmarking.sh")
         return
-    for line in listing_lines(runs):
+    for line in listing_lines(runs) if runs else ():
         print(line)
-    sweeps = [folder.name for folder in newest_sweeps(runs_folder)]
     if sweeps:
         more = f" and {len(sweeps) - _MOST_SWEEPS} more" if len(sweeps) > _MOST_SWEEPS else ""
         print(f"sweeps, for status, summarize and report: {', '.join(sweeps[:_MOST_SWEEPS])}{more}")
