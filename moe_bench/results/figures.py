@@ -112,7 +112,8 @@ def _axis(steps: Sequence[StepBalance], shown: Sequence[StepBalance]) -> StepAxi
 
 
 def standing_out(steps: tuple[StepBalance, ...]) -> tuple[StepBalance, ...]:
-    """All, or of a long run those in which loss, gradient norm, time or balance are the least or most of their stretch.
+    """All, or of a long run those in which loss, gradient norm, time or balance are the least or most of their stretch,
+    the first and the last.
 
     So a single spike among thousands of steps is still seen. At most MOST_POINTS.
     """
@@ -121,7 +122,7 @@ def standing_out(steps: tuple[StepBalance, ...]) -> tuple[StepBalance, ...]:
     per_stretch = 2 * len(_TELLING)
     stretches = MOST_POINTS // per_stretch
     bounds = [len(steps) * index // stretches for index in range(stretches + 1)]
-    kept: set[int] = set()
+    kept = {0, len(steps) - 1}
     for begin, end in itertools.pairwise(bounds):
         for telling in _TELLING:
             values = [

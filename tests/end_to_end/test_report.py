@@ -166,16 +166,18 @@ def test_a_run_without_steps_still_has_a_page(browser: object, tmp_path: Path) -
     assert "NOT THE REAL MODEL" in visit.page.content()
 
 
-def figures_of(page: str) -> list[dict[str, object]]:
-    text = page.split('<script id="page" type="application/json">')[1].split("</script>")[0]
-    return json.loads(text)["figures"]
+def page_of(html: str) -> dict[str, object]:
+    """What the page's script draws."""
+    text = html.split('<script id="page" type="application/json">')[1].split("</script>")[0]
+    return json.loads(text)
 
 
 def test_a_long_run_makes_a_page_of_bounded_size_in_which_one_spike_is_seen(tmp_path: Path) -> None:
     short = render_report([write_run(tmp_path / "a", num_steps=1500)])
     long = render_report([write_run(tmp_path / "b", num_steps=4500, spike=1234)])
     assert len(long) < len(short) + 100_000
-    [loss, *_] = figures_of(long)
+    [loss, *_] = page_of(long)["figures"]
     [line] = loss["traces"]
     assert max(line["y"]) == 99.0
     assert len(line["y"]) <= 1500
+    assert page_of(long)["axes"][0]["step"][-1] == 4500
