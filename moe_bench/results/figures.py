@@ -112,10 +112,9 @@ def _axis(steps: Sequence[StepBalance], shown: Sequence[StepBalance]) -> StepAxi
 
 
 def standing_out(steps: tuple[StepBalance, ...]) -> tuple[StepBalance, ...]:
-    """All, or of a long run those in which loss, gradient norm, time or balance are the least or most of their stretch,
-    the first and the last.
+    """All, or of a long run those in which loss, gradient norm, time or balance are the least or most of their stretch.
 
-    So a single spike among thousands of steps is still seen. At most MOST_POINTS.
+    So a single spike among thousands of steps is still seen. The first and the last are there; at most MOST_POINTS.
     """
     if len(steps) <= MOST_POINTS:
         return steps

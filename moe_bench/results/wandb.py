@@ -75,9 +75,7 @@ class WandbMirror:
         self._report = report
         self._rank = rank
         self._secrets = tuple(
-            value
-            for name, value in environment.items()
-            if is_secret(name) and len(value) > 7
+            value for name, value in environment.items() if is_secret(name) and len(value) > 7
         )
         self._waiting: queue.Queue[dict[str, object] | None] = queue.Queue(MOST_WAITING)
         self._left_out = 0
