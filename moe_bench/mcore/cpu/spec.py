@@ -239,6 +239,20 @@ _LAYERS: tuple[Replacement, ...] = (
         )
     ),
 )
+_OPTIMIZER: tuple[Replacement, ...] = (
+    _replacement(
+        "megatron.core.optimizer",
+        "Adam",
+        FusedAdam,
+        "slow on a CPU: ten passes over each tensor; and Megatron cannot load a checkpoint with it",
+    ),
+    _replacement(
+        "megatron.core.optimizer",
+        "USING_PYTORCH_OPTIMIZER",
+        by=False,
+        why="it says that Adam has torch's interface and not Apex's",
+    ),
+)
 _ON_A_CPU: tuple[Replacement, ...] = (
     _replacement(
         "megatron.core.transformer.moe.moe_utils",
@@ -260,13 +274,6 @@ _ON_A_CPU: tuple[Replacement, ...] = (
         rotating_in_place,
         "slow: eight passes over queries and keys",
         wraps=True,
-    ),
-    _replacement("megatron.core.optimizer", "Adam", FusedAdam, "slow: ten passes over each tensor"),
-    _replacement(
-        "megatron.core.optimizer",
-        "USING_PYTORCH_OPTIMIZER",
-        by=False,
-        why="it says that Adam has torch's interface and not Apex's",
     ),
     _replacement(
         "megatron.core.utils",
@@ -295,8 +302,14 @@ _ON_A_CPU: tuple[Replacement, ...] = (
         wraps=True,
     ),
 )
-"""A GPU without Transformer Engine keeps Megatron's own of these: Apex's optimizer, say, and NCCL's collectives."""
-REPLACEMENTS = (*_LAYERS, *_ON_A_CPU)
+"""A GPU without Transformer Engine keeps Megatron's own of these, NCCL's collectives among them."""
+REPLACEMENTS = (*_LAYERS, *_OPTIMIZER, *_ON_A_CPU)
+
+
+def _of_a_plain_gpu() -> tuple[Replacement, ...]:
+    """For a GPU without Transformer Engine: Apex's optimizer stays where there is one."""
+    optimizer = importlib.import_module("megatron.core.optimizer")
+    return (*_LAYERS, *_OPTIMIZER) if optimizer.USING_PYTORCH_OPTIMIZER else _LAYERS
 
 
 @contextmanager
@@ -314,7 +327,7 @@ def reference_layers(
     undo: list[tuple[ModuleType, str, Any]] = []
     done = []
     try:
-        for replacement in REPLACEMENTS if on_cpu else _LAYERS:
+        for replacement in REPLACEMENTS if on_cpu else _of_a_plain_gpu():
             if replacement.arranges and arrangement == "local":
                 continue
             home = _home(replacement.module)
