@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_bench.results.reader import read_expert_loads, read_steps
+from moe_bench.results.reader import read_events, read_expert_loads, read_steps
 from tests.support.ranks import run_ranks
 
 CPU_FLAGS = """
@@ -15,7 +15,7 @@ CPU_FLAGS = """
 --no-rope-fusion --attention-dropout 0 --hidden-dropout 0 --mock-data --tokenizer-type NullTokenizer --vocab-size 127
 --make-vocab-size-divisible-by 64 --num-workers 0 --no-create-attention-mask-in-dataloader --log-interval 1
 --eval-iters 0 --eval-interval 1000 --lr 1e-3 --lr-decay-style constant --ckpt-format torch_dist
---seq-length 32 --max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 8
+--seq-length 32 --max-position-embeddings 32 --micro-batch-size 2 --global-batch-size 8
 """.split()
 """What every training of a test shares: a CPU, random text, no dropout."""
 
@@ -50,6 +50,8 @@ class Training:
     """By step and MoE layer: assignments to each expert over the whole global batch."""
     other_losses: dict[str, list[float]]
     """By name: auxiliary and multi-token-prediction losses."""
+    parameters: tuple[int, int]
+    """All, and those of one token, as the record's start tells."""
 
 
 def train(argv: list[str], world_size: int, run_dir: Path) -> Training:
@@ -76,6 +78,7 @@ def read(run_dir: Path) -> Training:
     """A finished training's record."""
     steps = read_steps(run_dir).records
     full = read_expert_loads(run_dir, frozenset(step.step for step in steps))
+    start = next(event.fields for event in read_events(run_dir).records if event.event == "start")
     return Training(
         losses=[step.losses["lm loss"] for step in steps],
         grad_norms=[float("nan") if step.grad_norm is None else step.grad_norm for step in steps],
@@ -85,6 +88,7 @@ def read(run_dir: Path) -> Training:
             for name in steps[0].losses
             if name != "lm loss"
         },
+        parameters=(int(start["num_parameters"]), int(start["num_active_parameters"])),
     )
 
 
