@@ -87,4 +87,4 @@ def functions_of(file: str) -> list[str]:
 
 FEATURES = functions_of("layer_features.py")
 ROUTING = functions_of("router_features.py")
-CHECKPOINTS = functions_of("layer_layouts.py")
+PROPERTIES = functions_of("layer_layouts.py")

@@ -21,10 +21,11 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
+from moe_bench.mcore.cpu import swiglu_experts
 from moe_bench.mcore.cpu.attention import CoreAttention
 from moe_bench.mcore.cpu.chunks import leaving_sorted_chunks
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
-from moe_bench.mcore.cpu.experts import grouped_linear, weighted_swiglu
+from moe_bench.mcore.cpu.grouped_products import grouped_linear
 from moe_bench.mcore.cpu.norm import Norm
 from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm
 from moe_bench.mcore.cpu.rope import rotating_in_place
@@ -326,14 +327,31 @@ def grouped_linear_adds_to_main_grad() -> None:
         torch.testing.assert_close(weight.main_grad, 2 * once.to(dtype))
 
 
-def weighted_swiglu_equals_megatrons_composite_bitwise() -> None:
-    """megatron/core/transformer/mlp.py's glu, times the router's probability."""
+def swiglu_experts_in_blocks_equal_the_composite_bitwise() -> None:
+    """megatron/core/transformer/mlp.py's glu times the router's probability, between two grouped products."""
+    counts = (3, 0, 5, 1, 0, 2)
+    ends = torch.tensor(counts).cumsum(0).int()
 
-    def composite(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        gate, up = torch.chunk(x, 2, dim=-1)
-        return F.silu(gate) * (up + 0.0) * p
+    def composite(
+        x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, p: torch.Tensor
+    ) -> torch.Tensor:
+        gate, up = F.grouped_mm(x, w1.mT, offs=ends).chunk(2, dim=-1)
+        return F.grouped_mm(F.silu(gate) * (up + 0.0) * p, w2.mT, offs=ends)
 
-    compare(weighted_swiglu, composite, torch.randn(9, 12), torch.rand(9, 1), tolerance=0.0)
+    inputs = torch.randn(11, 8), torch.randn(6, 8, 8), torch.randn(6, 8, 4), torch.rand(11, 1)
+    rows_of_bytes = 8 * 4
+    whole = swiglu_experts.BLOCK_BYTES
+    for most_rows in (1, 6, 100):  # an expert each, several, all
+        swiglu_experts.BLOCK_BYTES = most_rows * rows_of_bytes
+        try:
+            compare(
+                lambda x, w1, w2, p: swiglu_experts.swiglu_experts(x, w1, w2, p, counts),
+                composite,
+                *inputs,
+                tolerance=0.0,
+            )
+        finally:
+            swiglu_experts.BLOCK_BYTES = whole
 
 
 def rotation_equals_megatrons() -> None:
@@ -368,7 +386,10 @@ def fused_adam_equals_torchs_adamw() -> None:
     for kind in (FusedAdam, torch.optim.AdamW):
         parameters = [torch.nn.Parameter(t.clone()) for t in start]
         groups = [{"params": [p], "weight_decay": 0.1 * i} for i, p in enumerate(parameters)]
-        optimizer = kind(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        given_later = None if kind is FusedAdam else 1e-2
+        optimizer = kind(groups, lr=given_later, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
         generator = torch.Generator().manual_seed(0)
         for _ in range(10):
             for parameter in parameters:
@@ -401,6 +422,22 @@ def chunks_in_their_places_are_left_alone_and_others_sorted_as_megatron_does() -
             wanted = upstream(tokens, sizes, order, probs=probs)
             for one, other in zip(ours(tokens, sizes, order, probs=probs), wanted, strict=True):
                 assert (one is None and other is None) or torch.equal(one, other)
+
+
+def what_gpu_libraries_fuse_equals_the_same_unfused() -> None:
+    """Rotary embedding, and the weight gradient that its GEMM adds to the sum of gradients."""
+    found = []
+    for fused in (False, True):
+        models.start_groups()
+        flags = dict.fromkeys(("apply_rope_fusion", "gradient_accumulation_fusion"), fused)
+        gpt = models.model(models.config(**GQA, **flags))
+        for parameter in gpt.parameters():
+            parameter.main_grad = torch.zeros_like(parameter)
+        loss, gradients = models.loss_and_gradients(gpt)
+        sums = {name: p.main_grad for name, p in gpt.named_parameters()}
+        assert any(total.any() for total in sums.values()) == fused
+        found.append({"loss": loss} | {name: sums[name] + gradients[name] for name in sums})
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 
 
 def causal_convolution_equals_a_loop() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state as mpu
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
 
+from moe_bench.mcore.cpu.attention import CoreAttention
 from tests.ranks import layer_models as models
 from tests.ranks.layer_architectures import ARCHITECTURES, GATED_DELTA_NET, GQA, LAYOUTS
 
@@ -75,6 +79,30 @@ def grouped_and_sequential_experts_share_checkpoints() -> None:
     again.load_state_dict(dist_checkpointing.load(sharded(again), folder))
     loss, _ = models.loss_and_gradients(again)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+
+
+def packed_sequences_in_two_parts_equal_whole_ones() -> None:
+    """Under CP2 each packed sequence is cut by itself: context and gradients are one rank's."""
+    bounds = [0, 8, 20]
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=torch.tensor(bounds))
+    whole = [torch.randn(20, heads, 8) for heads in (4, 2, 2)]
+    found = []
+    for cp in (1, 2):
+        models.start_groups(cp=cp)
+        settings = models.config(num_attention_heads=4, num_query_groups=2, kv_channels=8)
+        core = CoreAttention(settings, 1, AttnMaskType.causal)
+        inputs = [own_of_packed(t, bounds).requires_grad_() for t in whole]
+        output = core(*inputs, None, packed_seq_params=packed)
+        (output * own_of_packed(torch.arange(20.0)[:, None], bounds)).sum().backward()
+        found.append([output, *(t.grad for t in inputs)])
+    for expected, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, own_of_packed(expected, bounds), rtol=1e-5, atol=1e-5)
+
+
+def own_of_packed(whole: torch.Tensor, bounds: list[int]) -> torch.Tensor:
+    """This context-parallel rank's two chunks of each packed sequence; the sequences along dimension 0."""
+    parts = [whole[start:end].unsqueeze(0) for start, end in pairwise(bounds)]
+    return torch.cat([models.own_of_sequence(part).squeeze(0) for part in parts]).detach().clone()
 
 
 def shared_folder() -> str:

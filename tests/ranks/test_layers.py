@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.ranks.layer_architectures import CHECKPOINTS, FEATURES, ROUTING, cases
+from tests.ranks.layer_architectures import FEATURES, PROPERTIES, ROUTING, cases
 from tests.support.ranks import run_ranks
 
 
@@ -31,7 +31,7 @@ def layouts() -> dict[str, str]:
     def body() -> dict[str, str]:
         from tests.ranks import layer_layouts
 
-        chosen = {name: getattr(layer_layouts, name) for name in CHECKPOINTS}
+        chosen = {name: getattr(layer_layouts, name) for name in PROPERTIES}
         for architecture, layout in cases():
             chosen[f"{architecture} on {layout}"] = lambda a=architecture, x=layout: (
                 layer_layouts.agrees_with_one_rank(a, x)
@@ -70,6 +70,6 @@ def test_two_ranks_equal_one(architecture: str, layout: str, layouts: dict[str, 
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("property_", CHECKPOINTS)
-def test_checkpoints(property_: str, layouts: dict[str, str]) -> None:
+@pytest.mark.parametrize("property_", PROPERTIES)
+def test_property_of_two_ranks(property_: str, layouts: dict[str, str]) -> None:
     assert not layouts[property_], layouts[property_]

@@ -131,19 +131,24 @@ class CoreAttention(MegatronModule):
         value: torch.Tensor,
         packed: PackedSeqParams,
     ) -> torch.Tensor:
-        """Attend within each of the sequences packed into one; query: [t, n, d]."""
-        assert self.cp_group is None, (
-            "packed sequences with context parallel need Transformer Engine"
-        )
+        """Attend within each of the sequences packed into one; query: [t, n, d].
+
+        Under context parallel each sequence is cut by itself: this rank holds two chunks of every one.
+        """
         bounds = packed.cu_seqlens_q_padded
         bounds = (packed.cu_seqlens_q if bounds is None else bounds).tolist()
+        ranks = self.cp_group.size() if self.cp_group is not None else 1
         outputs = []
         for start, end in pairwise(bounds):
-            own = slice(start, end)
-            rows = torch.arange(end - start, device=query.device)
+            own = slice(start // ranks, end // ranks)
             q, k, v = (t[own].unsqueeze(1) for t in (query, key, value))
-            outputs.append(self._attend(q, k, v, rows, AttnMaskType.causal, None).squeeze(1))
-        return torch.cat(outputs).flatten(1)
+            if self.cp_group is not None:
+                context = self._context_parallel(q, k, v, AttnMaskType.causal, None)
+            else:
+                rows = torch.arange(end - start, device=query.device)
+                context = self._attend(q, k, v, rows, AttnMaskType.causal, None).flatten(2)
+            outputs.append(context.squeeze(1))
+        return torch.cat(outputs)
 
     def _attend(
         self,

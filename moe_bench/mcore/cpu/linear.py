@@ -17,6 +17,16 @@ from moe_bench.mcore.cpu.norm import normalize
 from moe_bench.mcore.cpu.sharding import Offsets, sharded_parameters
 
 
+def add_weight_gradient(
+    input_: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor
+) -> None:
+    """Add grad_output.T @ input_ to main_grad: `wgrad_gemm_accum_fp32` and `_fp16` of Apex's extension."""
+    if main_grad.dtype == input_.dtype:
+        main_grad.addmm_(grad_output.t(), input_)
+    else:
+        main_grad.add_(grad_output.t() @ input_)
+
+
 class DuplicatedLinear(torch.nn.Module):
     """A linear layer whose weight every tensor-parallel rank holds whole: `TELinear(parallel_mode="duplicated")`.
 

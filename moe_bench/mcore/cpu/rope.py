@@ -6,6 +6,36 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.models.common.embeddings import rope_utils
+
+
+def rope(
+    t: torch.Tensor,
+    freqs: torch.Tensor,
+    transpose_output_memory: bool = False,  # noqa: ARG001 - Transformer Engine's signature
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """Megatron's own formula as Transformer Engine's fused kernel. t: [s, b, n, d]."""
+    return rope_utils._apply_rotary_pos_emb_bshd(t, freqs, rotary_interleaved=interleaved)
+
+
+def packed_rope(
+    t: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    freqs: torch.Tensor,
+    cp_size: int = 1,
+    cp_rank: int = 0,
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """The same of packed sequences. t: [t, n, d]."""
+    cp_group = parallel_state.get_context_parallel_group()
+    assert (cp_group.size(), cp_group.rank()) == (cp_size, cp_rank), (
+        "another context parallel group"
+    )
+    return rope_utils._apply_rotary_pos_emb_thd(
+        t, cu_seqlens, freqs, rotary_interleaved=interleaved, cp_group=cp_group
+    )
 
 
 def rotating_in_place(upstream: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

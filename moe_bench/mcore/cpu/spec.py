@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 from megatron.core.models.backends import BackendSpecProvider
@@ -32,11 +32,15 @@ from moe_bench.mcore.cpu.experts import (
     RowParallelGroupedLinear,
     SequentialExperts,
 )
-from moe_bench.mcore.cpu.linear import DuplicatedLinear, LayerNormColumnParallelLinear
+from moe_bench.mcore.cpu.linear import (
+    DuplicatedLinear,
+    LayerNormColumnParallelLinear,
+    add_weight_gradient,
+)
 from moe_bench.mcore.cpu.norm import Norm
 from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm, scale_tensors, skipping_alone
 from moe_bench.mcore.cpu.recompute import NoFp8, no_fp8_context
-from moe_bench.mcore.cpu.rope import rotating_in_place
+from moe_bench.mcore.cpu.rope import packed_rope, rope, rotating_in_place
 
 SPECS = "megatron.core.models.gpt.gpt_layer_specs"
 VARIANTS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
@@ -267,6 +271,33 @@ _ON_A_CPU: tuple[Replacement, ...] = (
         leaving_sorted_chunks,
         "slow: it copies every token twice a layer where the chunks are in order already (EP and ETP of 1)",
         wraps=True,
+    ),
+    _replacement(
+        "megatron.core.models.common.embeddings.rope_utils",
+        "fused_apply_rotary_pos_emb",
+        rope,
+        "Transformer Engine needs a GPU",
+    ),
+    _replacement(
+        "megatron.core.models.common.embeddings.rope_utils",
+        "fused_apply_rotary_pos_emb_thd",
+        packed_rope,
+        "Transformer Engine needs a GPU",
+    ),
+    _replacement(
+        "megatron.core.tensor_parallel.layers",
+        "_grad_accum_fusion_available",
+        by=True,
+        why="Apex needs a GPU",
+    ),
+    _replacement(
+        "megatron.core.tensor_parallel.layers",
+        "fused_weight_gradient_mlp_cuda",
+        SimpleNamespace(
+            wgrad_gemm_accum_fp32=add_weight_gradient, wgrad_gemm_accum_fp16=add_weight_gradient
+        ),
+        "Apex needs a GPU",
+        adds=True,
     ),
     _replacement(
         "megatron.core.models.common.embeddings.rope_utils",
