@@ -72,6 +72,35 @@ def test_groups_share_the_thread_that_listens() -> None:
         assert after - before <= 8 * 2  # the two workers of each group, and nothing that listens
 
 
+def test_ranks_may_name_different_groups_in_one_call_as_with_nccl() -> None:
+    def body() -> float:
+        import torch.distributed as dist
+
+        rank = dist.get_rank()
+        group = dist.new_group([rank % 2, rank % 2 + 2])
+        mine = torch.tensor([1.0 + rank])
+        dist.all_reduce(mine, group=group)
+        return mine.item()
+
+    assert run_ranks(body, 4) == [4.0, 6.0, 4.0, 6.0]
+
+
+def test_meshes_and_enumerated_groups_are_the_hosts() -> None:
+    def body() -> tuple[str, str, list[str]]:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+        group, _ = dist.new_subgroups_by_enumeration([[0, 1]], backend="nccl")
+        of_group = DeviceMesh.from_group(group, "cuda")
+        return (
+            dist.get_backend(group),
+            dist.get_backend(dist.new_subgroups(2, backend="nccl")[0]),
+            [of_group.device_type, init_device_mesh("cuda", (2,)).device_type],
+        )
+
+    assert run_ranks(body) == [("gloo", "gloo", ["cpu", "cpu"])] * 2
+
+
 def test_tensor_parallel_ranks_draw_alike_outside_and_differently_inside_the_tracker() -> None:
     def body() -> tuple[list[float], list[float], list[float]]:
         from megatron.core.tensor_parallel.random import get_cuda_rng_tracker

@@ -200,9 +200,12 @@ TABLE: tuple[Replacement, ...] = (
         "NCCL's groups are gloo's",
         {
             "init_process_group": collective.starter,
-            "new_group": collective.starter,
+            "new_group": collective.grouper,
+            "new_subgroups": collective.starter,
+            "new_subgroups_by_enumeration": collective.starter,
             "init_device_mesh": collective.mesh_maker,
             "device_mesh.init_device_mesh": collective.mesh_maker,
+            "device_mesh.DeviceMesh.__init__": collective.mesh_starter,
         },
         wraps=True,
     ),

@@ -30,6 +30,29 @@ def starter(function: Callable[..., Any]) -> Callable[..., Any]:
     return start
 
 
+def grouper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`new_group` over gloo, also when the ranks name different members in the same call.
+
+    torch counts calls and gives all groups of one call one name. NCCL connects a group when it is first used, gloo at
+    once, and then its members must not meet another group's.
+    """
+    start = starter(function)
+
+    @functools.wraps(function)
+    def new_group(ranks: Any = None, *args: Any, **kwargs: Any) -> Any:
+        _meeting_place[:] = [] if ranks is None else [f"ranks {sorted(ranks)}"]
+        try:
+            return start(ranks, *args, **kwargs)
+        finally:
+            _meeting_place.clear()
+
+    return new_group
+
+
+_meeting_place: list[str] = []
+"""Below which name of the store the members of the group that is being made find each other."""
+
+
 def mesh_maker(function: Callable[..., Any]) -> Callable[..., Any]:
     """`init_device_mesh` over hosts."""
 
@@ -38,6 +61,16 @@ def mesh_maker(function: Callable[..., Any]) -> Callable[..., Any]:
         return function("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
     return init_device_mesh
+
+
+def mesh_starter(function: Callable[..., None]) -> Callable[..., None]:
+    """`DeviceMesh.__init__`, through which `DeviceMesh.from_group` goes too."""
+
+    @functools.wraps(function)
+    def __init__(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        function(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    return __init__
 
 
 class Done:
@@ -144,6 +177,8 @@ class _OneDevice(type):
     _device: tuple[int, Any] | None = None
 
     def __call__(cls, store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+        for name in _meeting_place:
+            store = dist.PrefixStore(name, store)
         options = cls.original._Options()
         options._devices = [cls._shared()]
         options._threads = 2  # torch's own number for one device
