@@ -15,6 +15,8 @@ import itertools
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import sys
@@ -25,12 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=60)
-"""A rank that waits longer for the others fails its test: one of them has failed alone."""
-
 PATIENCE_S = 20.0
-WORST_FIRST = ("failed", "error", "hung", "passed", "skipped")
+TESTS = Path("tests/unit_tests")
+WORST_FIRST = ("failed", "error", "hung", "not run", "passed", "skipped")
 BAD = ("failed", "error")
+OPEN = ("hung", "not run")
 
 
 @dataclass
@@ -55,14 +56,15 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     results = []
-    with _megatron_on_a_cpu(checkout, options.ranks or 8):
-        for file, ranks in _files(options):
+    files = _files(options)
+    with _megatron_on_a_cpu(checkout, options):
+        for file, ranks in files:
             result = run_file(file, ranks, options)
             results.append(result)
-            print(_line(result), flush=True)
+            print(_line(result), *_reasons(result), sep="\n", flush=True)
             _write(options.output / "results.json", results)
     print(f"{_totals(results)}; every test's outcome: {options.output}/results.json")
-    return 1 if any(result.count("failed", "error", "hung") for result in results) else 0
+    return 1 if any(result.count(*BAD, *OPEN) for result in results) else 0
 
 
 def _options() -> argparse.Namespace:
@@ -71,28 +73,44 @@ def _options() -> argparse.Namespace:
     parser.add_argument("files", nargs="*", help="relative to tests/unit_tests; default: files.txt")
     parser.add_argument("--ranks", type=int, help="instead of what files.txt says (8)")
     parser.add_argument("--file-timeout", type=float, default=900.0, metavar="S")
-    parser.add_argument("--test-timeout", type=float, default=120.0, metavar="S")
+    parser.add_argument(
+        "--test-timeout", type=float, default=120.0, metavar="S", help="a collective's, too"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pytest", default="", help="more of pytest's arguments, in one word")
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    for file in options.files:
+        if not (options.checkout / TESTS / file.partition("::")[0]).is_file():
+            parser.error(f"{file}: no such file in {options.checkout / TESTS}")
+    return options
 
 
-def _files(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+def _files(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """What is to be run, and on how many ranks. A file that this release lacks is passed over, by name."""
     listed = {}
     for line in Path(__file__).with_name("files.txt").read_text().splitlines():
         name, _, ranks = line.partition("#")[0].strip().partition(" ")
         if name:
             listed[name] = int(ranks or 8)
-    for name in options.files or listed:
-        yield name, options.ranks or listed.get(name.partition("::")[0], 8)
+    absent = [name for name in listed if not (options.checkout / TESTS / name).is_file()]
+    if absent and not options.files:
+        print("not in this release:", *absent)
+    return [
+        (name, options.ranks or listed.get(name.partition("::")[0], 8))
+        for name in options.files or listed
+        if name not in absent
+    ]
 
 
 @contextlib.contextmanager
-def _megatron_on_a_cpu(checkout: Path, ranks: int) -> Iterator[None]:
+def _megatron_on_a_cpu(checkout: Path, options: argparse.Namespace) -> Iterator[None]:
     """Import all that ranks share."""
+    ranks = options.ranks or 8
     os.chdir(checkout)
     sys.path[0] = str(checkout)  # its package `tests`, not this project's
     os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(ranks)}
+    # NVIDIA's container; where none is named, tests take an old one and skip optimizers that it lacks.
+    os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "26.01")
     import torch
 
     from moe_bench.mcore.cpu.embedding import install
@@ -103,7 +121,7 @@ def _megatron_on_a_cpu(checkout: Path, ranks: int) -> Iterator[None]:
     torch.set_num_threads(1)
     export_for_cpu()
     install(local_world_size=ranks)
-    _bound_collectives(torch.distributed)
+    _bound_collectives(torch.distributed, datetime.timedelta(seconds=options.test_timeout))
     lend_compiled_helper(checkout)
     sys.modules["tests.test_utils.python_scripts.download_unit_tests_dataset"] = _no_downloads()
     with quiet_about_gpu_libraries():
@@ -119,11 +137,11 @@ def _megatron_on_a_cpu(checkout: Path, ranks: int) -> Iterator[None]:
             yield
 
 
-def _bound_collectives(distributed: Any) -> None:
-    """Groups give up after COLLECTIVE_TIMEOUT, whatever their maker asks for."""
+def _bound_collectives(distributed: Any, timeout: datetime.timedelta) -> None:
+    """Groups give up when a test would, whatever their maker asks for."""
 
     def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: function(*args, **{**kwargs, "timeout": COLLECTIVE_TIMEOUT})
+        return lambda *args, **kwargs: function(*args, **{**kwargs, "timeout": timeout})
 
     for name in ("init_process_group", "new_group"):
         setattr(distributed, name, bounded(getattr(distributed, name)))
@@ -160,11 +178,37 @@ def _no_downloads() -> types.ModuleType:
     return module
 
 
+@contextlib.contextmanager
+def _asked_for_fp8(test_file: Path) -> Iterator[None]:
+    """Answers what a file asks Transformer Engine at its top, whether there is FP8: no.
+
+    Megatron itself has been imported before and goes on without Transformer Engine.
+    """
+    names = ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.pytorch.fp8")
+    if not re.search(rf"^from {names[-1]} import", test_file.read_text(), re.MULTILINE):
+        yield
+        return
+    answers = types.ModuleType(names[-1])
+    for name in ("check_fp8_support", "check_nvfp4_support"):
+        setattr(answers, name, lambda: (False, "there is no FP8 on a CPU"))
+    answers.__dict__["fp8_autocast"] = contextlib.nullcontext
+    sys.modules |= {names[0]: types.ModuleType(names[0]), names[1]: types.ModuleType(names[1])}
+    sys.modules[names[-1]] = answers
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
 def run_file(file: str, ranks: int, options: argparse.Namespace) -> Result:
     """Run one file's tests on so many forked ranks, again for the rest of them when the ranks have parted."""
     folder = options.output / re.sub(r"\W+", "_", file)
-    folder.mkdir(exist_ok=True)
-    _import_what_it_imports(Path("tests/unit_tests", file.partition("::")[0]))
+    temporary = (
+        folder / "temporary"
+    )  # one for all ranks, as their conftest wants it, and no other run's
+    temporary.mkdir(parents=True, exist_ok=True)
+    _import_what_it_imports(TESTS / file.partition("::")[0])
     argv = _pytest_arguments(file, options)
     result = Result(file, ranks)
     began_s = time.monotonic()
@@ -172,12 +216,19 @@ def run_file(file: str, ranks: int, options: argparse.Namespace) -> Result:
     for attempt in itertools.count():
         logs = [folder / f"{attempt}-rank-{rank}.log" for rank in range(ranks)]
         port, done = _free_port(), frozenset(result.tests)
-        children = [_fork(rank, ranks, port, argv, log, done) for rank, log in enumerate(logs)]
-        ended = _wait(children, logs, deadline_s, options.test_timeout)
-        found = _merged([_read(log) for log in logs], whole=ended)
+        for log in logs:
+            _lines_of(log).touch()
+        with _asked_for_fp8(TESTS / file.partition("::")[0]):
+            children = [_fork(rank, ranks, port, argv, log, done) for rank, log in enumerate(logs)]
+        _wait(children, logs, deadline_s, options.test_timeout)
+        outcomes = [_read(log) for log in logs]
+        found = _merged(outcomes)
         result.tests |= found
-        if ended or not found or time.monotonic() > deadline_s:
+        left = {nodeid for rank in outcomes for nodeid in rank} - set(result.tests)
+        if not left or not found or time.monotonic() > deadline_s:
             break
+    shutil.rmtree(temporary)
+    result.tests |= dict.fromkeys(left, ("not run", "the file's time was over before"))
     result.seconds = time.monotonic() - began_s
     return result
 
@@ -226,6 +277,7 @@ def _fork(
     try:
         os.setpgid(0, 0)  # what a test starts is ended with it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _leave_memory()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
@@ -243,11 +295,18 @@ def _fork(
         install(local_world_size=ranks)
         import pytest
 
-        with log.with_suffix(".jsonl").open("w", buffering=1) as lines:
-            pytest.main(list(argv), plugins=[Outcomes(lines, done)])
+        with _lines_of(log).open("w", buffering=1) as lines:
+            own = f"--basetemp={log.parent / 'temporary' / str(rank)}"
+            pytest.main([*argv, own], plugins=[Outcomes(lines, done)])
     finally:
         sys.stdout.flush()
         os._exit(0)
+
+
+def _leave_memory() -> None:
+    """No rank takes more than half of the machine's: there are tests that fill what memory a device says it has."""
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    resource.setrlimit(resource.RLIMIT_DATA, (half, half))
 
 
 class Outcomes:
@@ -260,6 +319,11 @@ class Outcomes:
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Leave out what is done."""
         items[:] = [item for item in items if item.nodeid not in self._done]
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        """What is to come."""
+        for item in session.items:
+            self._say(item.nodeid, "not run", "")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Until more is heard, it hangs."""
@@ -276,9 +340,11 @@ class Outcomes:
             self._say(report.nodeid, "passed", "")
 
     def pytest_collectreport(self, report: Any) -> None:
-        """A file that cannot be imported."""
+        """A file that cannot be imported, or that is skipped as one."""
         if report.failed:
             self._say(report.nodeid, "error", _why(report))
+        elif report.skipped:
+            self._say(report.nodeid, "skipped", report.longrepr[2])
 
     def _say(self, nodeid: str, outcome: str, why: str) -> None:
         self._lines.write(json.dumps([nodeid, outcome, why]) + "\n")
@@ -292,8 +358,8 @@ def _why(report: Any) -> str:
 
 def _wait(
     children: Sequence[int], logs: Sequence[Path], deadline_s: float, test_timeout_s: float
-) -> bool:
-    """Until all have ended (True), or the time is over or the ranks have parted: then all are ended.
+) -> None:
+    """Until all have ended, or the time is over or the ranks have parted: then all are ended.
 
     Ranks have parted when a test failed on one of them and another still waits for it after PATIENCE_S, or when a test
     outlasts its time in a collective, where pytest's own limit does not reach it.
@@ -316,7 +382,6 @@ def _wait(
                 os.killpg(child, signal.SIGKILL)
         for child in running:
             os.waitpid(child, 0)
-    return not running
 
 
 def _apart(logs: Sequence[Path], test_timeout_s: float) -> bool:
@@ -326,41 +391,40 @@ def _apart(logs: Sequence[Path], test_timeout_s: float) -> bool:
         nodeid for rank in ranks for nodeid, (outcome, _) in rank.items() if outcome == "hung"
     }
     failed = {nodeid for rank in ranks for nodeid, (outcome, _) in rank.items() if outcome in BAD}
-    idle_s = time.time() - max((_lines_of(log).stat().st_mtime for log in logs), default=0.0)
+    idle_s = time.time() - max(_lines_of(log).stat().st_mtime for log in logs)
     return bool(waiting & failed) or (bool(waiting) and idle_s > test_timeout_s)
 
 
 def _lines_of(log: Path) -> Path:
-    lines = log.with_suffix(".jsonl")
-    return lines if lines.exists() else log
+    return log.with_suffix(".jsonl")
 
 
 def _read(log: Path) -> dict[str, tuple[str, str]]:
     """The last word on each test; a failure before it stays."""
     found: dict[str, tuple[str, str]] = {}
-    path = log.with_suffix(".jsonl")
-    text = path.read_text() if path.exists() else ""
+    text = _lines_of(log).read_text()
     for line in text[: text.rfind("\n") + 1].splitlines():
         nodeid, outcome, why = json.loads(line)
-        if found.get(nodeid, ("hung", ""))[0] == "hung" or outcome == "error":
+        if found.get(nodeid, ("not run", ""))[0] in OPEN or outcome == "error":
             found[nodeid] = (outcome, why)
     return found
 
 
-def _merged(
-    ranks: Sequence[dict[str, tuple[str, str]]], *, whole: bool
-) -> dict[str, tuple[str, str]]:
+def _merged(ranks: Sequence[dict[str, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
     """The worst of what a test came to on all ranks, with the rank whose reason it is.
 
-    Unless the ranks ended by themselves (`whole`), only up to the first test that is not over on all of them: what those
-    ahead have met since is its consequence.
+    Only up to the first test that is not over on all of them, of which one may have been ended or have ended itself: what
+    those ahead have met since is its consequence.
     """
     merged = {}
     for nodeid in dict.fromkeys(nodeid for rank in ranks for nodeid in rank):
         found = [(*rank[nodeid], number) for number, rank in enumerate(ranks) if nodeid in rank]
         outcome, why, rank = min(found, key=lambda each: WORST_FIRST.index(each[0]))
+        open_somewhere = any(each[0] in OPEN for each in found)
+        if open_somewhere and all(each[0] not in ("hung", *BAD) for each in found):
+            break
         merged[nodeid] = (outcome, f"rank {rank}: {why}" if why else "")
-        if not whole and any(each[0] == "hung" for each in found):
+        if open_somewhere:
             break
     return merged
 
@@ -369,6 +433,15 @@ def _line(result: Result) -> str:
     counts = collections.Counter(outcome for outcome, _ in result.tests.values())
     said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in WORST_FIRST if counts[outcome])
     return f"{result.file:<60} {result.ranks} ranks {result.seconds:5.0f} s  {said or 'nothing'}"
+
+
+def _reasons(result: Result) -> Iterator[str]:
+    """A line for each reason why tests did not pass."""
+    reasons = collections.Counter(
+        (outcome, why.partition(": ")[2]) for outcome, why in result.tests.values() if why
+    )
+    for (outcome, why), count in sorted(reasons.items()):
+        yield f"    {count} {outcome}: {why[:200]}"
 
 
 def _totals(results: Sequence[Result]) -> str:
