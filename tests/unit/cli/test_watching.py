@@ -1,8 +1,18 @@
-"""What a user is shown of a failed run's log."""
+"""What a user is shown of a failed run's log; a watched run that is told to stop."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
 from moe_bench.cli._watching import telling_lines
+from tests.support.projects import REPOSITORY
 
 CHAINED = """loading
 >> '--exit-on-missing-checkpoint' set ... exiting. <<
@@ -31,3 +41,42 @@ def test_what_was_said_before_the_first_of_chained_tracebacks_is_shown_with_the_
 
 def test_without_a_traceback_the_last_lines_are_shown() -> None:
     assert telling_lines(f"line {i}" for i in range(40)) == [f"line {i}" for i in range(25, 40)]
+
+
+WATCHING = """
+import sys
+from pathlib import Path
+from moe_bench.cli._watching import watch
+from moe_bench.launch import directory
+from moe_bench.launch.launcher import LaunchPlan
+from tests.support.runs import make_run
+script = 'trap "echo told > $0.told; exit 143" TERM; echo > $0.ready; while :; do sleep 0.05; done'
+run, plan = make_run(Path(sys.argv[1]), PROFILE="0"), LaunchPlan(launcher="local", filename="launch.sh", script=script)
+directory.create(run, plan)
+sys.exit(watch(plan, run))
+"""
+"""Watches a script that stands in for a run's own."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_command_is_passed_on_to_the_runs_script(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHING, str(run_dir)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline_s = time.monotonic() + 20
+    while not (run_dir / "launch.sh.ready").exists() and process.poll() is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 128 + number, said
+    assert "interrupted: after this step the ranks end" in said
+    assert (run_dir / "launch.sh.told").exists()
+    assert '"outcome":"interrupted"' in (run_dir / "results/events-launcher.jsonl").read_text()
