@@ -95,6 +95,10 @@ bootstrap() {
   export PYTHONPATH="$WORKSPACE${PYTHONPATH:+:$PYTHONPATH}"
   if [[ -n "${MOE_BENCH_PYTHON:-}" ]]; then
     PYTHON="$MOE_BENCH_PYTHON"
+    if ! bootstrap_has "$PYTHON"; then
+      echo "error: MOE_BENCH_PYTHON=$PYTHON (environment) runs no Python >= 3.12; name one that does, or unset it" >&2
+      return 2
+    fi
     bootstrap_overlay "$what" "$PYTHON"
     return
   fi

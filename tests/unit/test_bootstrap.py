@@ -117,3 +117,18 @@ def test_a_torch_without_megatron_or_transformer_engine_is_not_taken_for_ready(
     command = f"{source}; bootstrap_is_ready {machine.root}/env/bin/python3"
     done = subprocess.run(["bash", "-c", command], check=False)
     assert done.returncode == 1
+
+
+def test_a_named_python_that_is_none_is_refused_and_nothing_is_installed(tmp_path: Path) -> None:
+    command = f"source {REPOSITORY}/moe_bench/bootstrap.sh; bootstrap train"
+    given = {"PATH": "/usr/bin:/bin", "WORKSPACE": str(tmp_path), "MOE_BENCH_PYTHON": "/bin/false"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        env=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: MOE_BENCH_PYTHON=/bin/false (environment) runs no Python")
+    assert list(tmp_path.iterdir()) == []
