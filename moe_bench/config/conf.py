@@ -285,5 +285,7 @@ def complaint(log: ConfLog | None, files: tuple[ConfFile, ...], said: str) -> Co
     begun = sum(kind == b"F" for kind, _ in log.records) if log else 0
     file = files[begun - 1].shown if begun else "the .conf files"
     status = "" if log is None or log.status is None else f" with status {log.status}"
-    said = said.strip() or f"it ended the shell{status} and said nothing"
-    return ConfigError(f"{file} failed: {said}")
+    ran = [fields for kind, fields in log.records if kind == b"C"] if log else []
+    last = f" at line {_text(ran[-1][1])}, {_text(ran[-1][2])!r}," if ran else ""
+    ended = f"it ended the shell{status}{last} and said nothing; a .conf is sourced: return leaves it, exit ends everything"
+    return ConfigError(f"{file} failed: {said.strip() or ended}")

@@ -181,6 +181,7 @@ def _ended(begun: _Begun, conf: ConfVariables | ConfigError) -> Gathered | Confi
 def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
     request = begun.request
     knobs = _knobs(begun.given, conf)
+    _refuse_too_late(begun.given, knobs)
     model = knobs["MODEL"].value
     path = Path(knobs["TRAINING_PARAMS_PATH"].value)
     shown = _shown(path, request.project)
@@ -338,6 +339,26 @@ def _with_given_origin(given: Setting, after: Setting) -> Setting:
         for one in after.overrode
     )
     return replace(after, overrode=lost)
+
+
+_ACTED_ON: Mapping[str, tuple[str, ...]] = {
+    "CLUSTER": ("common", "runtime", "cluster"),
+    "DRY_RUN": ("common", "runtime", "cluster"),
+    "MODEL": ("runtime", "cluster"),
+}
+"""What a .conf of these layers cannot change any more: the files were chosen by it, or it asks that nothing starts."""
+
+
+def _refuse_too_late(given: Mapping[str, Setting], knobs: Mapping[str, Setting]) -> None:
+    for name, layers in _ACTED_ON.items():
+        asked, found = given.get(name), knobs.get(name)
+        if asked is None or found is None or found.origin.layer not in layers:
+            continue
+        if found.value != asked.value:
+            raise ConfigError(
+                f"{knob_table.says(name, found)} contradicts {knob_table.says(name, asked)}, by which this file was read; "
+                "take it out of the file, or say it in the environment"
+            )
 
 
 def _model_path(knobs: Mapping[str, Setting], project: Path) -> Path:

@@ -146,3 +146,15 @@ def test_a_knob_of_the_environment_beats_the_yamls_own_number(project: Project) 
         project.resolve(MORE | {"VPP": "1", "PP_FIRST": "6"})
     run = project.resolve(MORE | {"PP_FIRST": "6"})
     assert run.args["--decoder-first-pipeline-num-layers"].value == "6"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("MODEL", "export MODEL=Tiny-Other"), ("CLUSTER", "CLUSTER=x"), ("DRY_RUN", "DRY_RUN=0")],
+)
+def test_a_conf_cannot_change_what_it_was_read_by(project: Project, name: str, line: str) -> None:
+    project.write("cluster_configs/benchmarking/local.conf", line)
+    with pytest.raises(
+        MoeBenchError, match=rf"{name}=\S+ \(cluster_configs.*:1\) contradicts {name}="
+    ):
+        project.resolve({"DRY_RUN": "1"})

@@ -281,3 +281,12 @@ def test_places_and_defaults_are_found_though_the_first_environment_of_a_model_f
         assert isinstance(found, ConfVariables)
         assert found.settings["PP"].origin.place == "common.conf:4"
         assert [lost.value for lost in found.settings["EP"].overrode] == ["7"]
+
+
+def test_a_file_that_ends_the_shell_in_silence_is_told_where_and_what_to_write(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"with status 3 at line 2, 'exit 3', .* return leaves it"
+    ):
+        run(tmp_path, "A=1\nexit 3\n")
