@@ -90,7 +90,7 @@ def test_an_interrupt_stops_the_ranks_and_closes_the_record(tmp_path: Path) -> N
     assert left.stdout == ""
 
 
-def test_a_failing_rank_is_shown_in_its_own_words(tmp_path: Path) -> None:
+def test_a_failing_rank_is_shown_in_its_own_words_and_recorded(tmp_path: Path) -> None:
     flags = [
         "--train-iters",
         "5",
@@ -108,3 +108,8 @@ def test_a_failing_rank_is_shown_in_its_own_words(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "error: the run failed" in done.stderr
     assert "assert self.lr_warmup_steps < self.lr_decay_steps" in done.stderr
+    lines = (run_dir(tmp_path) / "results" / "events-launcher.jsonl").read_text().splitlines()[1:]
+    error, end = (json.loads(line) for line in lines)
+    assert "failed first" in error["fields"]["message"]
+    assert "assert self.lr_warmup_steps < self.lr_decay_steps" in error["fields"]["tail"]
+    assert end["fields"]["outcome"] == "failed"

@@ -174,19 +174,6 @@ def test_a_stopped_run_ends_all_ranks_after_the_same_step_and_says_so(tmp_path: 
     assert end["step"] == ended.lines("steps.jsonl")[-1]["step"]
 
 
-def test_a_failing_rank_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    missing = str(tmp_path / "no-such-corpus")
-    process = start(run_dir, "--data-path", missing, "--train-iters", "2", "--eval-interval", "9")
-    ended = finish(process, run_dir)
-    assert ended.code == 1
-    assert "failed first" in ended.said
-    assert "no-such-corpus" in ended.said
-    (error,) = ended.events("error", file="events-launcher.jsonl")
-    assert "no-such-corpus" in error["tail"]
-    assert ended.events("end", file="events-launcher.jsonl")[0]["outcome"] == "failed"
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
