@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 
 from moe_bench.cli._launching import request_of, with_model
 from moe_bench.config.sources import process_environment
+from moe_bench.errors import MoeBenchError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +38,22 @@ class Preset:
 def command(names: tuple[str, ...], *, as_json: bool) -> None:
     """List every MODEL, or the ones named."""
     project = request_of((), local=False).project
-    found = [_preset(name, project) for name in names or _known(project)]
+    found: list[Preset] = []
+    refused: list[str] = []
+    for name in names or _known(project):
+        try:
+            found.append(_preset(name, project))
+        except MoeBenchError as error:  # one model's; the others are still listed
+            refused.append(f"error: {name}: {error}")
     if as_json:
         print(json.dumps([asdict(preset) for preset in found], indent=2))
-        return
-    for line in _table(found):
-        print(line)
-    print(
-        "GiB: estimated weights, gradients and optimizer states of the fullest rank; activations come on top."
-    )
+    elif found:
+        print("\n".join([*_table(found), _ABOUT_GIB]))
+    print(*refused, sep="\n", end="\n" * bool(refused), file=sys.stderr)
+    sys.exit(2 if refused else 0)
+
+
+_ABOUT_GIB = "GiB: estimated weights, gradients and optimizer states of the fullest rank; activations come on top."
 
 
 def _known(project: Path) -> list[str]:

@@ -20,3 +20,10 @@ def test_json_holds_exact_numbers() -> None:
     (preset,) = json.loads(result.output)
     assert preset["total_params"] == 46_702_792_704
     assert preset["layout"] == "PP4 VPP8 EP8"
+
+
+def test_a_model_that_cannot_be_resolved_does_not_hide_the_others() -> None:
+    result = CliRunner().invoke(command, ["Nope", "Tiny-Qwen3"])
+    assert result.exit_code == 2
+    assert "error: Nope: MODEL=Nope (command line): there is no" in result.stderr
+    assert result.stdout.splitlines()[1].startswith("Tiny-Qwen3")
