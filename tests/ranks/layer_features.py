@@ -21,11 +21,10 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from moe_bench.mcore.cpu import swiglu_experts
 from moe_bench.mcore.cpu.attention import CoreAttention
 from moe_bench.mcore.cpu.chunks import leaving_sorted_chunks
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
-from moe_bench.mcore.cpu.grouped_products import grouped_linear
+from moe_bench.mcore.cpu.experts import grouped_linear, weighted_swiglu
 from moe_bench.mcore.cpu.norm import Norm
 from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm
 from moe_bench.mcore.cpu.rope import rotating_in_place
@@ -327,31 +326,14 @@ def grouped_linear_adds_to_main_grad() -> None:
         torch.testing.assert_close(weight.main_grad, 2 * once.to(dtype))
 
 
-def swiglu_experts_in_blocks_equal_the_composite_bitwise() -> None:
-    """megatron/core/transformer/mlp.py's glu times the router's probability, between two grouped products."""
-    counts = (3, 0, 5, 1, 0, 2)
-    ends = torch.tensor(counts).cumsum(0).int()
+def weighted_swiglu_equals_megatrons_composite_bitwise() -> None:
+    """megatron/core/transformer/mlp.py's glu, times the router's probability."""
 
-    def composite(
-        x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, p: torch.Tensor
-    ) -> torch.Tensor:
-        gate, up = F.grouped_mm(x, w1.mT, offs=ends).chunk(2, dim=-1)
-        return F.grouped_mm(F.silu(gate) * (up + 0.0) * p, w2.mT, offs=ends)
+    def composite(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        gate, up = torch.chunk(x, 2, dim=-1)
+        return F.silu(gate) * (up + 0.0) * p
 
-    inputs = torch.randn(11, 8), torch.randn(6, 8, 8), torch.randn(6, 8, 4), torch.rand(11, 1)
-    rows_of_bytes = 8 * 4
-    whole = swiglu_experts.BLOCK_BYTES
-    for most_rows in (1, 6, 100):  # an expert each, several, all
-        swiglu_experts.BLOCK_BYTES = most_rows * rows_of_bytes
-        try:
-            compare(
-                lambda x, w1, w2, p: swiglu_experts.swiglu_experts(x, w1, w2, p, counts),
-                composite,
-                *inputs,
-                tolerance=0.0,
-            )
-        finally:
-            swiglu_experts.BLOCK_BYTES = whole
+    compare(weighted_swiglu, composite, torch.randn(9, 12), torch.rand(9, 1), tolerance=0.0)
 
 
 def rotation_equals_megatrons() -> None:
