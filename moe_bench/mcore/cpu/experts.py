@@ -374,9 +374,9 @@ def _weight_gradient(
     weight: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, tokens_per_expert: tuple[int, ...]
 ) -> torch.Tensor:
     """Return the gradient [E, O, I], or an unwritten tensor when it was added to weight.main_grad."""
-    main_grad = getattr(weight, "main_grad", None)
-    in_place = main_grad is not None and hasattr(weight, "grad_added_to_main_grad")
-    result = main_grad if in_place else torch.zeros_like(weight)
+    in_place = hasattr(weight, "grad_added_to_main_grad")
+    main_grad: torch.Tensor | None = getattr(weight, "main_grad", None) if in_place else None
+    result = torch.zeros_like(weight) if main_grad is None else main_grad
     parts = zip(*_by_expert(tokens_per_expert, grad, x), result.unbind(), strict=True)
     for grad_part, x_part, total in parts:
         if not grad_part.shape[0]:
@@ -385,7 +385,7 @@ def _weight_gradient(
             total.addmm_(grad_part.t(), x_part)
         else:
             total.add_(grad_part.t() @ x_part)
-    if not in_place:
+    if main_grad is None:
         return result
     weight.grad_added_to_main_grad = True
     return torch.empty_like(weight)
