@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from moe_bench.errors import ArgumentsError
+from moe_bench.results.reader import read_expert_loads
 from tests.support.ranks import run_ranks
 from tests.support.training import CPU_FLAGS, DEEPSEEK_LIKE, QWEN3_LIKE, train
 
@@ -61,6 +62,22 @@ def test_the_record_has_the_balancing_losses_that_are_asked_for(
     found = train([*argv, "--train-iters", "1"], 1, tmp_path)
     assert set(found.other_losses) == recorded
     assert all(values[0] > 0.5 for values in found.other_losses.values())
+
+
+def test_each_choice_of_the_router_is_recorded_once_as_kept_or_dropped(tmp_path: Path) -> None:
+    """Recomputation runs each router twice."""
+    argv = [*CPU_FLAGS, *QWEN3_LIKE, "--train-iters", "1", "--moe-expert-capacity-factor", "0.5"]
+    argv += (
+        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1".split()
+    )
+    train(argv, 1, tmp_path)
+    (step,) = read_expert_loads(tmp_path, frozenset({1}))
+    assert len(step.expert_load) == 4
+    for load in step.expert_load:
+        assert load.dropped_tokens > 0
+        assert (
+            sum(load.tokens_per_expert) + load.dropped_tokens == 8 * 32 * 2
+        )  # the best 2 of each token
 
 
 def test_a_loss_that_is_not_finite_is_recorded_as_what_it_was(tmp_path: Path) -> None:

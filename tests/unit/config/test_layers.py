@@ -30,3 +30,8 @@ def test_an_equal_value_is_not_said_to_be_overridden() -> None:
 
 def test_every_layer_is_explained() -> None:
     assert set(MEANING) == set(PRECEDENCE)
+
+
+def test_the_order_is_the_one_that_users_are_told() -> None:
+    confs = ("cluster", "runtime", "common")
+    assert ("flag", "environment", *confs, "model", "derived", "default") == PRECEDENCE
