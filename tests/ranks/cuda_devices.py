@@ -1,4 +1,4 @@
-"""The reference layers on CUDA tensors that are shapes and devices only: run by test_cuda_devices.py without a GPU.
+"""What runs on a GPU beside Megatron, on CUDA tensors that are shapes and devices only: test_cuda_devices.py runs it.
 
 torch's fake tensors refuse an operation whose tensors are on two devices, as CUDA would. Prints each case that passed.
 """
@@ -19,9 +19,21 @@ with warnings.catch_warnings():
     from megatron.core import parallel_state as mpu
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.moe.router import TopKRouter
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from moe_bench.mcore.cpu import attention, context_parallel, experts, linear, norm, rope
+    from moe_bench.mcore import wide_norm
+    from moe_bench.mcore.cpu import (
+        attention,
+        context_parallel,
+        delta_net,
+        experts,
+        linear,
+        norm,
+        optimizer,
+        rope,
+    )
+    from moe_bench.mcore.expert_load import ExpertCounter
 
 BASE: dict[str, Any] = {
     "num_layers": 1,
@@ -102,6 +114,40 @@ def rotation() -> torch.Tensor:
     return apply(random(16, 2, 4, 8), torch.randn(16, 1, 1, 8, device="cuda"))
 
 
+def norm_across_heads() -> torch.Tensor:
+    with torch.device("cuda"):
+        group = mpu.get_tensor_model_parallel_group()
+        layer = wide_norm.AcrossHeadsNorm(TransformerConfig(**BASE), 4, group)
+    return layer(random(5, 3, 4, 8))
+
+
+def counted_experts() -> torch.Tensor:
+    options = {"moe_router_load_balancing_type": "none", "moe_router_pre_softmax": True}
+    settings = TransformerConfig(**BASE, moe_router_topk=1, **options)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    with torch.device("cuda"):
+        layer = torch.nn.Module()
+        layer.router = TopKRouter(settings, pg_collection=groups)
+        layer.router.layer_number = 1
+    chunk = torch.nn.ModuleDict({"layer": layer})
+    counter = ExpertCounter([chunk], num_layers=1, num_mtp_layers=1, num_experts=2)
+    before = counter.table
+    layer.router(random(16, 2, 32))
+    counter.clear()
+    assert counter.table is before, "a CUDA graph would go on writing to the old one"
+    return counter.table
+
+
+def optimizer_states() -> torch.Tensor:
+    parameter = torch.nn.Parameter(random(4, 4))
+    adam = optimizer.FusedAdam([parameter], lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    parameter.grad = random(4, 4)
+    adam.step()
+    states = adam.state[parameter]
+    assert {state.device.type for state in states.values()} == {"cuda"}
+    return states["step"]
+
+
 CASES: dict[str, Callable[[], torch.Tensor]] = {
     "causal attention": attends,
     "attention with a window": lambda: attends(window_size=(5, 0)),
@@ -115,6 +161,12 @@ CASES: dict[str, Callable[[], torch.Tensor]] = {
     "LayerNorm": lambda: norms(normalization="LayerNorm"),
     "duplicated linear": duplicated_linear,
     "rotation": rotation,
+    "norm across heads": norm_across_heads,
+    "delta net's convolution": lambda: delta_net.causal_conv1d(
+        random(2, 16, 8), random(8, 4), activation="silu"
+    )[0],
+    "counted experts": counted_experts,
+    "optimizer": optimizer_states,
 }
 
 

@@ -13,6 +13,11 @@ DISTRIBUTED = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param
 WAYS = {
     "one-rank": (1, ""),
     "ep2-distributed-optimizer-bf16": (2, f"--expert-model-parallel-size 2 {DISTRIBUTED} --bf16"),
+    "stage-without-experts": (
+        4,
+        "--pipeline-model-parallel-size 2 --expert-model-parallel-size 2 --use-distributed-optimizer "
+        "--moe-layer-freq [0,0,1,1]",
+    ),
 }
 MORE_WAYS = {
     "ep2-distributed-optimizer": (2, f"--expert-model-parallel-size 2 {DISTRIBUTED}"),

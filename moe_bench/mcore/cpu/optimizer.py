@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+_NO_PARAMETER = -1
+"""In place of a parameter's number, where there is none to count the steps of."""
+
 
 class FusedAdam(torch.optim.Adam):
     """torch's one-pass Adam under the interface of Apex's and Transformer Engine's `FusedAdam`.
@@ -40,6 +43,8 @@ class FusedAdam(torch.optim.Adam):
             for group in self.param_groups:
                 group["lr"] = None
         self._loaded_counts: dict[torch.Tensor, float] = {}
+        self._steps = 0.0
+        """Steps taken; what an optimizer without parameters counts with."""
 
     def step(self, closure: Any = None) -> Any:
         """Take one step. A state that Megatron has made without a step count (init_state_fn) counts from 0."""
@@ -47,16 +52,21 @@ class FusedAdam(torch.optim.Adam):
         for parameter, count in self._loaded_counts.items():
             self.state[parameter]["step"] = torch.full_like(self.state[parameter]["step"], count)
         self._loaded_counts.clear()
+        self._steps += 1
         return super().step(closure)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every parameter, zeros before the first step.
 
-        Megatron asks a fresh optimizer for its state before it loads one, and wants one step count in it
+        Megatron asks a fresh optimizer for its state before it loads one, and wants one step count in it, also of the
+        experts' optimizer on a pipeline stage that has no experts
         (megatron/core/optimizer/distrib_optimizer.py, 0.19.2, DistributedOptimizer.state_dict without Apex or TE).
         """
         self._complete_states(only_begun=False)
-        return super().state_dict()
+        found = super().state_dict()
+        if not found["state"]:
+            found["state"] = {_NO_PARAMETER: {"step": torch.tensor(self._steps)}}
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load, and keep the step counts for the next step.
@@ -65,7 +75,9 @@ class FusedAdam(torch.optim.Adam):
         every tensor of a state from the checkpoint, where the count is a fresh optimizer's
         (_set_main_param_and_optimizer_states, 0.19.2); with Apex and TE the count is not in the state.
         """
-        super().load_state_dict(state_dict)
+        states = {k: state for k, state in state_dict["state"].items() if k != _NO_PARAMETER}
+        super().load_state_dict(state_dict | {"state": states})
+        self._steps = max(float(group.get("step") or 0) for group in self.param_groups)
         self._loaded_counts = {
             p: float(state["step"]) for p, state in self.state.items() if "step" in state
         }
