@@ -25,10 +25,10 @@ set -m
 "$@" </dev/null &
 ranks=$!
 set +m
-while :; do
-  rc=0
-  wait "$ranks" || rc=$?
-  kill -0 "$ranks" 2>/dev/null || break
+while kill -0 "$ranks" 2>/dev/null; do
+  wait "$ranks" || true # a signal ends this as well, with its own number
 done
+rc=0
+wait "$ranks" || rc=$? # of ranks that are gone: their status
 (( rc != 0 || signal == 0 )) || rc=$((128 + signal))
 exit "$rc"
