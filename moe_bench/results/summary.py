@@ -72,6 +72,8 @@ class Summary:
     versions: Mapping[str, str]
     flop_formula: str | None
     num_steps: int
+    first_step: int | None
+    """1-based; more than 1 where the run went on from a checkpoint."""
     train_steps: int | None
     skipped_steps: int
     warmup_steps: int
@@ -141,6 +143,7 @@ def summary_of(
         versions=_versions(start),
         flop_formula=_text(start.get("flop_formula")),
         num_steps=len(records),
+        first_step=records[0].step if records else None,
         train_steps=records[-1].train_steps if records else None,
         skipped_steps=sum(step.skipped for step in records),
         warmup_steps=len(records) - len(measured) if measured else 0,

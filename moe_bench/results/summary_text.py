@@ -128,7 +128,11 @@ def format_share(share: float) -> str:
 
 def _state(summary: Summary) -> str:
     planned = f" of {summary.train_steps}" if summary.train_steps else ""
-    state = f"{summary.state}, {summary.num_steps}{planned} steps"
+    if (summary.first_step or 1) > 1:  # it went on from a checkpoint
+        made = f"{summary.num_steps}{planned} steps, from step {summary.first_step} on"
+    else:
+        made = f"{summary.num_steps}{planned} steps"
+    state = f"{summary.state}, {made}"
     if summary.attempts > 1:
         state += f", {summary.attempts} starts"
     return state

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state as mpu
+from megatron.core import dist_checkpointing, parallel_state as mpu, utils
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
@@ -97,6 +97,23 @@ def packed_sequences_in_two_parts_equal_whole_ones() -> None:
         found.append([output, *(t.grad for t in inputs)])
     for expected, own in zip(*found, strict=True):
         torch.testing.assert_close(own, own_of_packed(expected, bounds), rtol=1e-5, atol=1e-5)
+
+
+def packed_batches_are_cut_as_attention_cuts_them() -> None:
+    """Fine-tuning's batches under CP2: Megatron asks Transformer Engine which tokens of each sequence are this rank's."""
+    bounds = [0, 8, 20]
+    models.start_groups(cp=2)
+    batch = {
+        "tokens": torch.arange(20)[None],
+        "labels": torch.arange(1, 21)[None],
+        "cu_seqlens": torch.tensor([bounds], dtype=torch.int32),
+        "cu_seqlens_padded": None,
+    }
+    own = utils.get_batch_on_this_cp_rank(
+        dict(batch), is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
+    )
+    for key in ("tokens", "labels"):
+        assert own[key][0].equal(own_of_packed(batch[key][0], bounds)), key
 
 
 def own_of_packed(whole: torch.Tensor, bounds: list[int]) -> torch.Tensor:

@@ -18,8 +18,13 @@ WAYS = {
         "--pipeline-model-parallel-size 2 --expert-model-parallel-size 2 --use-distributed-optimizer "
         "--moe-layer-freq [0,0,1,1]",
     ),
+    "ep2-fully-reshardable": (
+        2,
+        f"--expert-model-parallel-size 2 {DISTRIBUTED} --dist-ckpt-optim-fully-reshardable",
+    ),
 }
 MORE_WAYS = {
+    "ep2-bf16": (2, "--expert-model-parallel-size 2 --bf16"),
     "ep2-distributed-optimizer": (2, f"--expert-model-parallel-size 2 {DISTRIBUTED}"),
     "dp2-distributed-optimizer-bf16": (2, "--use-distributed-optimizer --bf16"),
 }

@@ -28,6 +28,10 @@ DO = "--use-distributed-optimizer"
 
 CASES: dict[str, tuple[str, str]] = {
     "needs-megatron-lms-own-entry": ("--sft", "MEGATRON_PATH=/mlm"),
+    "inter-document-masking-and-context-parallelism": (
+        "--dataloader-inter-document-masking; --context-parallel-size 2; MEGATRON_PATH=/mlm",
+        "--context-parallel-size 1",
+    ),
     "hybrid-models-have-their-own-script": (
         "--mamba-state-dim 64; MEGATRON_PATH=/mlm",
         "!--mamba-state-dim",

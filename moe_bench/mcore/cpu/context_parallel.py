@@ -16,6 +16,21 @@ def own_chunks(cp_group: torch.distributed.ProcessGroup) -> tuple[int, int]:
     return cp_group.rank(), 2 * cp_group.size() - 1 - cp_group.rank()
 
 
+def packed_indices(
+    cu_seqlens: torch.Tensor, total_tokens: int, cp_size: int, cp_rank: int
+) -> torch.Tensor:
+    """Return which tokens of sequences packed into one the rank holds; shape [total_tokens / cp_size].
+
+    Stands in for Transformer Engine's `thd_get_partitioned_indices`: each sequence is cut by itself, so each length
+    divides by 2 * cp_size. cu_seqlens: where they start, and total_tokens.
+    """
+    tokens = torch.arange(total_tokens, device=cu_seqlens.device)
+    chunks = [
+        part.chunk(2 * cp_size) for part in tokens.tensor_split(cu_seqlens[1:-1].cpu().long())
+    ]
+    return torch.cat([part[n] for part in chunks for n in (cp_rank, 2 * cp_size - 1 - cp_rank)])
+
+
 def gather_sequence(own: torch.Tensor, cp_group: torch.distributed.ProcessGroup) -> torch.Tensor:
     """Return the whole sequence in order from each rank's two chunks; both along dimension 0.
 

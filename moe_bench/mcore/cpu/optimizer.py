@@ -6,93 +6,84 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-
-_NO_PARAMETER = -1
-"""In place of a parameter's number, where there is none to count the steps of."""
+from torch.optim.adam import adam
 
 
-class FusedAdam(torch.optim.Adam):
+class FusedAdam(torch.optim.Optimizer):
     """torch's one-pass Adam under the interface of Apex's and Transformer Engine's `FusedAdam`.
 
-    Megatron takes torch's AdamW when neither is installed. That walks over each tensor ten times on a CPU, and on any
-    device a checkpoint cannot be loaded with it (see state_dict).
+    Megatron takes torch's AdamW when neither is installed. That walks over each tensor ten times on a CPU, and counts
+    steps by parameter, where these count them by group: with theirs Megatron saves, loads and reshards an optimizer as
+    on a GPU, and either reads the other's checkpoints.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
+        lr: float | None = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
         *,
-        lr: float | None,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
         adam_w_mode: bool = True,
         capturable: bool = False,
     ) -> None:
-        assert not capturable, "a CUDA graph of the optimizer needs a GPU"
-        super().__init__(
-            params,
-            lr=0.0 if lr is None else lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
+        """Take what Megatron gives; lr may be None, and who takes a step sets it before."""
+        assert not capturable, "a CUDA graph of the optimizer needs Transformer Engine"
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"bias_correction": True})
+        self.adam_w_mode = adam_w_mode
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Take one step with the parameters' gradients. A group without parameters does not count it."""
+        assert closure is None, "the gradients are there already"
+        for group in self.param_groups:
+            if not group["params"]:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter)
+        taken = torch.full((len(parameters),), group["step"] - 1.0, device=parameters[0].device)
+        adam(
+            parameters,
+            [p.grad for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            list(taken.unbind()),
             fused=True,
-            decoupled_weight_decay=adam_w_mode,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            decoupled_weight_decay=self.adam_w_mode,
         )
-        if lr is None:  # as Apex and TE have it: who takes a step sets the rate before
-            for group in self.param_groups:
-                group["lr"] = None
-        self._loaded_counts: dict[torch.Tensor, float] = {}
-        self._steps = 0.0
-        """Steps taken; what an optimizer without parameters counts with."""
-
-    def step(self, closure: Any = None) -> Any:
-        """Take one step. A state that Megatron has made without a step count (init_state_fn) counts from 0."""
-        self._complete_states(only_begun=True)
-        for parameter, count in self._loaded_counts.items():
-            self.state[parameter]["step"] = torch.full_like(self.state[parameter]["step"], count)
-        self._loaded_counts.clear()
-        self._steps += 1
-        return super().step(closure)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of every parameter, zeros before the first step.
-
-        Megatron asks a fresh optimizer for its state before it loads one, and wants one step count in it, also of the
-        experts' optimizer on a pipeline stage that has no experts
-        (megatron/core/optimizer/distrib_optimizer.py, 0.19.2, DistributedOptimizer.state_dict without Apex or TE).
-        """
-        self._complete_states(only_begun=False)
-        found = super().state_dict()
-        if not found["state"]:
-            found["state"] = {_NO_PARAMETER: {"step": torch.tensor(self._steps)}}
-        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load, and keep the step counts for the next step.
-
-        Megatron's DistributedOptimizer hands over one tensor as the count of every parameter, and afterwards copies
-        every tensor of a state from the checkpoint, where the count is a fresh optimizer's
-        (_set_main_param_and_optimizer_states, 0.19.2); with Apex and TE the count is not in the state.
-        """
-        states = {k: state for k, state in state_dict["state"].items() if k != _NO_PARAMETER}
-        super().load_state_dict(state_dict | {"state": states})
-        self._steps = max(float(group.get("step") or 0) for group in self.param_groups)
-        self._loaded_counts = {
-            p: float(state["step"]) for p, state in self.state.items() if "step" in state
-        }
-
-    def _complete_states(self, *, only_begun: bool) -> None:
-        for parameter in (p for group in self.param_groups for p in group["params"]):
-            state = self.state.get(parameter)
-            if state is not None and "step" in state:
-                continue
-            if only_begun and not state:
-                continue
-            state = self.state[parameter]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for name in ("exp_avg", "exp_avg_sq"):
-                state.setdefault(name, torch.zeros_like(parameter))
+        """Load a state; one of torch's Adam, which counts its steps by parameter, too."""
+        counts = {int(s["step"]) for s in state_dict["state"].values() if "step" in s}
+        assert len(counts) <= 1, f"parameters that took different numbers of steps: {counts}"
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.pop("step", None)
+        for group in self.param_groups:
+            group.setdefault("bias_correction", True)
+            if counts:
+                group["step"] = max(counts)
+            elif "step" in group:
+                group["step"] = int(group["step"])
 
 
 ROW = 4096

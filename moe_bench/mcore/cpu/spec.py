@@ -25,6 +25,7 @@ from megatron.core.transformer.moe.experts import GroupedMLPSubmodules
 from moe_bench.mcore.cpu.attention import CoreAttention
 from moe_bench.mcore.cpu.capacity import dropping_the_latest
 from moe_bench.mcore.cpu.chunks import leaving_sorted_chunks
+from moe_bench.mcore.cpu.context_parallel import packed_indices
 from moe_bench.mcore.cpu.delta_net import causal_conv1d, l2norm
 from moe_bench.mcore.cpu.experts import (
     ColumnParallelGroupedLinear,
@@ -124,7 +125,7 @@ class Replacement:
     by: Any
     """What stands in its place."""
     module: str
-    """Where the original is found; every module of Megatron's that imported it is changed too."""
+    """Where the original is found; if it is Megatron's own, every module that imported it is changed too."""
     attribute: str
     wraps: bool = False
     """Whether `by` makes the stand-in from the original rather than being it."""
@@ -209,6 +210,12 @@ _LAYERS: tuple[Replacement, ...] = (
     _replacement(SPECS, "TENorm", Norm, NO_TE),
     _replacement(MLA, "TELinear", DuplicatedLinear, NO_TE),
     _replacement(
+        "megatron.core.utils",
+        "tex",
+        SimpleNamespace(thd_get_partitioned_indices=packed_indices),
+        NO_TE,
+    ),
+    _replacement(
         VARIANTS,
         "_get_backend_spec_provider",
         _cpu_backend,
@@ -250,11 +257,16 @@ _OPTIMIZER: tuple[Replacement, ...] = (
         FusedAdam,
         "slow on a CPU: ten passes over each tensor; and Megatron cannot load a checkpoint with it",
     ),
-    _replacement(
-        "megatron.core.optimizer",
-        "USING_PYTORCH_OPTIMIZER",
-        by=False,
-        why="it says that Adam has torch's interface and not Apex's",
+    *(
+        _replacement(
+            module, attribute, by, "it says that Adam has torch's interface and not Apex's"
+        )
+        for module, attribute, by in (
+            ("megatron.core.optimizer", "USING_PYTORCH_OPTIMIZER", False),
+            ("megatron.core.optimizer.distrib_optimizer", "Adam", FusedAdam),
+            ("megatron.core.optimizer.distrib_optimizer", "HAVE_APEX_OR_TE", True),
+            ("megatron.core.optimizer.distrib_optimizer", "USING_APEX_OPTIMIZER", True),
+        )
     ),
 )
 _ON_A_CPU: tuple[Replacement, ...] = (
@@ -390,7 +402,7 @@ def _replace(home: ModuleType, replacement: Replacement) -> list[tuple[ModuleTyp
     original = getattr(home, replacement.attribute, _ABSENT)
     stand_in = replacement.by(original) if replacement.wraps else replacement.by
     places = [(home, replacement.attribute)]
-    if callable(original):
+    if str(getattr(original, "__module__", None)).partition(".")[0] == "megatron":
         places += [
             (module, attribute)
             for module in _modules_that_use_megatron()

@@ -51,6 +51,15 @@ def test_a_run_shorter_than_the_warmup_says_so(tmp_path: Path) -> None:
     assert "all 3 steps are warm-up" in text_of(run_dir)
 
 
+def test_a_run_that_went_on_from_a_checkpoint_says_where(tmp_path: Path) -> None:
+    write_manifest(tmp_path)
+    writer = RunWriter(tmp_path)
+    for step in (5, 6):
+        writer.step(step_record(step, train_steps=6, step_time_s=0.5))
+    writer.close()
+    assert "2 of 6 steps, from step 5 on" in text_of(tmp_path)
+
+
 def test_a_run_that_made_no_step_is_still_summarised(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "a", num_steps=0, finished=False)
     summary = summarize(run_dir)
