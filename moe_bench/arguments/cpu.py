@@ -130,6 +130,18 @@ FEATURES = (
         of_te=True,
     ),
     Feature(
+        flags=(
+            "--async-save",
+            "--use-persistent-ckpt-worker",
+            "--async-strategy",
+            "--async-ckpt-cpu-priority",
+            "--async-ckpt-io-priority",
+            "--async-ckpt-use-cpu-shm",
+        ),
+        used="saving while training waits",
+        reason="Megatron's writer is a process of its own that copies tensors off a GPU; of a host's it would write what changes meanwhile",
+    ),
+    Feature(
         flags=("--use-flash-attn", "--attention-backend"),
         used="the reference attention",
         reason="flash attention is a CUDA kernel",

@@ -30,6 +30,7 @@ from moe_bench.results.records import Event, GpuSample, StepRecord
 from moe_bench.results.writer import RunWriter
 
 TRAINING = "megatron.training.training"
+CHECKPOINTING = "megatron.training.checkpointing"
 _COUNTERS = ("advanced iterations", "skipped iterations", "nan iterations")
 
 
@@ -180,12 +181,12 @@ class Recorder:
     def hooks(self) -> Iterator[None]:
         """Megatron's functions report to this recorder within the block."""
         with contextlib.ExitStack() as stack:
-            for attribute, make, reason in self._hooks():
+            for module, attribute, make, reason in self._hooks():
                 patch = Patch(
-                    module=TRAINING,
+                    module=module,
                     attribute=attribute,
                     make=make,
-                    upstream=f"megatron/training/training.py {attribute}, 0.16 to 0.19.2",
+                    upstream=f"{module.replace('.', '/')}.py {attribute}, 0.16 to 0.19.2",
                     reason=reason,
                     remove_when="Megatron offers a callback there",
                 )
@@ -215,7 +216,13 @@ class Recorder:
             observer.close()
         self._writer.close()
 
-    def _hooks(self) -> tuple[tuple[str, Callable[[Any], Any], str], ...]:
+    def _hooks(self) -> tuple[tuple[str, str, Callable[[Any], Any], str], ...]:
+        return (
+            *((TRAINING, *hook) for hook in self._training_hooks()),
+            (CHECKPOINTING, "schedule_async_save", self._around_schedule, "when it is on disk"),
+        )
+
+    def _training_hooks(self) -> tuple[tuple[str, Callable[[Any], Any], str], ...]:
         return (
             ("setup_model_and_optimizer", self._around_setup, "routers are counted, start is told"),
             ("train_step", self._around_train_step, "the first step's beginning"),
@@ -419,13 +426,30 @@ class Recorder:
             before_s = self._clock.excluded_s
             with _signals_held():
                 result = timed(*args, **kwargs)
-            if self._rank == 0:
+            if self._rank == 0 and not _megatron_args().async_save:
                 duration_s = self._clock.excluded_s - before_s
                 path = str(_megatron_args().save)
                 self.event("checkpoint_saved", step=self._step, path=path, duration_s=duration_s)
             return result
 
         return save_checkpoint_and_time
+
+    def _around_schedule(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Of --async-save: the checkpoint is written while training goes on, and is one when Megatron has finished it."""
+
+        @functools.wraps(original)
+        def schedule_async_save(async_request: Any) -> Any:
+            step, path, began_s = self._step, str(_megatron_args().save), time.perf_counter()
+
+            def on_disk() -> None:
+                duration_s = time.perf_counter() - began_s
+                self.event("checkpoint_saved", step=step, path=path, duration_s=duration_s)
+
+            if self._rank == 0:
+                async_request.add_finalize_fn(on_disk)
+            return original(async_request)
+
+        return schedule_async_save
 
     def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

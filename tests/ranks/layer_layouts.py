@@ -6,6 +6,7 @@ import tempfile
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state as mpu, utils
@@ -97,6 +98,9 @@ def packed_sequences_in_two_parts_equal_whole_ones() -> None:
         found.append([output, *(t.grad for t in inputs)])
     for expected, own in zip(*found, strict=True):
         torch.testing.assert_close(own, own_of_packed(expected, bounds), rtol=1e-5, atol=1e-5)
+    uneven = PackedSeqParams(qkv_format="thd", cu_seqlens_q=torch.tensor([0, 6, 20]))
+    with pytest.raises(ValueError, match="pad them to a multiple of 4"):
+        core(*inputs, None, packed_seq_params=uneven)
 
 
 def packed_batches_are_cut_as_attention_cuts_them() -> None:

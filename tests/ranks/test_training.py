@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from moe_bench.errors import ArgumentsError
-from moe_bench.results.reader import read_expert_loads
+from moe_bench.results.reader import read_events, read_expert_loads
 from tests.support.ranks import run_ranks
 from tests.support.training import CPU_FLAGS, DEEPSEEK_LIKE, QWEN3_LIKE, train
 
@@ -105,3 +105,29 @@ def test_what_only_megatrons_own_script_does_is_refused_by_flag() -> None:
     said = run_ranks(body, 1)[0]
     assert said.startswith("--sft, --fim-data: ")
     assert "MEGATRON_PATH" in said
+
+
+def test_an_asynchronous_checkpoint_is_told_of_when_it_is_on_disk(tmp_path: Path) -> None:
+    def write_from_a_fork() -> None:  # Megatron's persistent writer is for GPUs alone
+        from moe_bench.mcore import entry
+
+        parse = entry.parse
+
+        def changed() -> SimpleNamespace:
+            args = parse()
+            args.use_persistent_ckpt_worker = False
+            return args
+
+        entry.parse = changed
+
+    argv = [*CPU_FLAGS, *QWEN3_LIKE, "--train-iters", "3", "--exit-interval", "3"]
+    argv += ["--save", str(tmp_path / "checkpoints"), "--save-interval", "2", "--async-save"]
+    argv += ["--use-persistent-ckpt-worker", "--async-strategy", "mcore"]
+    train(argv, 2, tmp_path, before=write_from_a_fork)
+    events = read_events(tmp_path).records
+    saved = [event for event in events if event.event == "checkpoint_saved"]
+    assert [event.fields["step"] for event in saved] == [2, 3]
+    tracker = tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt"
+    assert tracker.read_text() == "3"
+    assert saved[-1].time_unix_s >= tracker.stat().st_mtime
+    assert all(event.fields["duration_s"] > 0 for event in saved)

@@ -28,6 +28,10 @@ DO = "--use-distributed-optimizer"
 
 CASES: dict[str, tuple[str, str]] = {
     "needs-megatron-lms-own-entry": ("--sft", "MEGATRON_PATH=/mlm"),
+    "async-save-needs-the-persistent-worker": (
+        "--async-save; --save /ck; --save-interval 5",
+        "--use-persistent-ckpt-worker",
+    ),
     "inter-document-masking-and-context-parallelism": (
         "--dataloader-inter-document-masking; --context-parallel-size 2; MEGATRON_PATH=/mlm",
         "--context-parallel-size 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,10 @@ class Training:
     """All, and those of one token, as the record's start tells."""
 
 
-def train(argv: list[str], world_size: int, run_dir: Path) -> Training:
-    """Run Megatron's pretraining on `world_size` ranks; `run_dir` gets its record."""
+def train(
+    argv: list[str], world_size: int, run_dir: Path, *, before: Callable[[], None] | None = None
+) -> Training:
+    """Run Megatron's pretraining on `world_size` ranks; `run_dir` gets its record. Each rank calls `before` first."""
     run_dir.mkdir(parents=True, exist_ok=True)
 
     def body() -> None:
@@ -68,6 +71,8 @@ def train(argv: list[str], world_size: int, run_dir: Path) -> Training:
         _log_to(run_dir / f"rank-{os.environ['RANK']}.log")
         export_for_cpu()
         context = rank_context()
+        if before is not None:
+            before()
         pretrain.train(context, argv, install(local_world_size=context.local_world_size))
 
     run_ranks(body, world_size)

@@ -138,6 +138,11 @@ class CoreAttention(MegatronModule):
         bounds = packed.cu_seqlens_q_padded
         bounds = (packed.cu_seqlens_q if bounds is None else bounds).tolist()
         ranks = self.cp_group.size() if self.cp_group is not None else 1
+        if ranks > 1 and any(bound % (2 * ranks) for bound in bounds):
+            raise ValueError(
+                f"packed sequences from {bounds}: each must divide into 2 chunks for each of the {ranks} ranks of context "
+                f"parallelism; pad them to a multiple of {2 * ranks}"
+            )
         outputs = []
         for start, end in pairwise(bounds):
             own = slice(start // ranks, end // ranks)

@@ -21,14 +21,16 @@ def packed_indices(
 ) -> torch.Tensor:
     """Return which tokens of sequences packed into one the rank holds; shape [total_tokens / cp_size].
 
-    Stands in for Transformer Engine's `thd_get_partitioned_indices`: each sequence is cut by itself, so each length
-    divides by 2 * cp_size. cu_seqlens: where they start, and total_tokens.
+    Transformer Engine's `thd_get_partitioned_indices` (its thd_partition_indices_kernel): each sequence is cut by itself,
+    into 2 * cp_size chunks, which must be equal. cu_seqlens: where the sequences start, and total_tokens.
     """
-    tokens = torch.arange(total_tokens, device=cu_seqlens.device)
-    chunks = [
-        part.chunk(2 * cp_size) for part in tokens.tensor_split(cu_seqlens[1:-1].cpu().long())
-    ]
-    return torch.cat([part[n] for part in chunks for n in (cp_rank, 2 * cp_size - 1 - cp_rank)])
+    starts = cu_seqlens.long() // cp_size
+    own = torch.arange(total_tokens // cp_size, device=cu_seqlens.device)
+    sequence = (torch.searchsorted(starts, own, right=True) - 1).clamp(max=len(starts) - 2)
+    half = (starts[sequence + 1] - starts[sequence]) // 2
+    within = own - starts[sequence]
+    chunks_before = torch.where(within < half, cp_rank, 2 * (cp_size - 1) - cp_rank)
+    return starts[sequence] * cp_size + within + half * chunks_before
 
 
 def gather_sequence(own: torch.Tensor, cp_group: torch.distributed.ProcessGroup) -> torch.Tensor:

@@ -52,6 +52,12 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("--nccl-ub", _always, "gloo has no user buffers", _LEAVE),
     Refusal("--use-flash-attn", _always, "flash attention is a GPU kernel", _LEAVE),
     Refusal("--optimizer-cpu-offload", _always, "the optimizer is on the CPU already", _LEAVE),
+    Refusal(
+        "--async-save",
+        _always,
+        "the process that writes copies tensors off a GPU, and of a host's it would write what changes meanwhile",
+        _LEAVE,
+    ),
     Refusal("--te-rng-tracker", _always, "it is a Transformer Engine class", _LEAVE),
     Refusal(
         "--distributed-backend",
