@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,9 +15,9 @@ import pytest
 from tests.support.projects import REPOSITORY
 
 SUPERVISOR = REPOSITORY / "moe_bench" / "launch" / "templates" / "local.sh"
-STUBBORN = 'trap "" TERM INT; touch "$0/ready"; while :; do sleep 0.05; done'
-OBEDIENT = 'trap "exit 143" TERM; touch "$0/ready"; while :; do sleep 0.05; done'
-TRAINING = 'touch "$0/ready"; until [[ -e "$0/results/stop" ]]; do sleep 0.05; done; exit "$1"'
+STUBBORN = 'trap "" TERM INT; echo $$ > "$0/ready"; while :; do sleep 0.05; done'
+OBEDIENT = 'trap "exit 143" TERM; echo $$ > "$0/ready"; while :; do sleep 0.05; done'
+TRAINING = 'echo $$ > "$0/ready"; until [[ -e "$0/results/stop" ]]; do sleep 0.05; done; exit "$1"'
 """Each is told its folder; the last trains until it is asked to stop, saves, and ends as it is told."""
 
 
@@ -43,12 +44,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             start_new_session=True,
         )
         started.append(process)
-        until((tmp_path / "ready").exists)
+        until(lambda: (tmp_path / "ready").exists() and (tmp_path / "ready").read_text() != "")
         return process
 
     yield begin
     for process in started:
         process.kill()
+        with contextlib.suppress(ProcessLookupError):  # the ranks, were they left
+            os.killpg(int((tmp_path / "ready").read_text()), signal.SIGKILL)
         process.communicate()
 
 
@@ -95,5 +98,5 @@ def test_ranks_that_end_by_themselves_give_their_status_and_an_old_stop_is_forgo
 ) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "stop").touch()
-    body = 'touch "$0/ready"; [[ ! -e "$0/results/stop" ]] || exit 9; exit "$1"'
+    body = 'echo $$ > "$0/ready"; [[ ! -e "$0/results/stop" ]] || exit 9; exit "$1"'
     assert start(body, str(status)).wait(timeout=20) == status
