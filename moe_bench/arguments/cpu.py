@@ -139,7 +139,7 @@ FEATURES = (
             "--async-ckpt-use-cpu-shm",
         ),
         used="saving while training waits",
-        reason="Megatron's writer is a process of its own that copies tensors off a GPU; of a host's it would write what changes meanwhile",
+        reason="Megatron's writer is a process of its own, which takes tensors off a GPU",
     ),
     Feature(
         flags=("--use-flash-attn", "--attention-backend"),

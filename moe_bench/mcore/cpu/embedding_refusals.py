@@ -55,7 +55,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "--async-save",
         _always,
-        "the process that writes copies tensors off a GPU, and of a host's it would write what changes meanwhile",
+        "the process that writes takes tensors off a GPU",
         _LEAVE,
     ),
     Refusal("--te-rng-tracker", _always, "it is a Transformer Engine class", _LEAVE),
