@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,3 +132,20 @@ def test_an_asynchronous_checkpoint_is_told_of_when_it_is_on_disk(tmp_path: Path
     assert tracker.read_text() == "3"
     assert saved[-1].time_unix_s >= tracker.stat().st_mtime
     assert all(event.fields["duration_s"] > 0 for event in saved)
+
+
+def test_ranks_tell_one_another_memory_times_and_a_wish_to_stop() -> None:
+    def body() -> tuple[object, ...]:
+        from moe_bench.mcore.step_exchange import TIMERS, RankReading, StepExchange
+
+        rank = int(os.environ["RANK"])
+        times = [0.0] * len(TIMERS)
+        times[0], times[2] = (1.0, 4.0) if rank else (3.0, 2.0)
+        mine = RankReading(
+            memory_bytes=(1 + rank) * 2.0**30, stop_requested=rank == 1, gpu=None, timers_s=times
+        )
+        heard = StepExchange(None).run(mine)
+        return heard.memory_gib, heard.stop_requested, heard.timers_s
+
+    expected = ((1.0, 2.0), True, {"forward-backward": 3.0, "forward-compute": 4.0})
+    assert run_ranks(body, 2) == [expected, expected]

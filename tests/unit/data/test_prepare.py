@@ -20,7 +20,7 @@ from moe_bench.data import (
     prepare as prepare_module,
     sources as sources_module,
 )
-from moe_bench.data.indexed import open_dataset
+from moe_bench.data.indexed import open_dataset, token_dtype
 from moe_bench.data.store import PartialStore
 
 type Data = Callable[..., Result]
@@ -49,6 +49,12 @@ def prepare(data: Data, *inputs: object, output: Path, stdin: bytes | None = Non
 def test_every_text_comes_back(data: Data, jsonl: Path, documents: list[str], tmp_path: Path):
     prepare(data, jsonl, output=tmp_path / "out")
     assert texts_of(tmp_path / "out") == documents
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_499, "uint16"), (65_500, "int32")])
+def test_a_vocabulary_takes_the_width_that_megatron_gives_it(vocab_size: int, dtype: str) -> None:
+    """DType.optimal_dtype of megatron/core/datasets/indexed_dataset.py."""
+    assert token_dtype(vocab_size) == np.dtype(dtype)
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])

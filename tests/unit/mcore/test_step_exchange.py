@@ -68,6 +68,16 @@ def test_each_token_counts_once_whatever_ran_beside_the_step(model: torch.nn.Mod
     assert (load.dead_experts, load.dropped_tokens) == (1, 0)
 
 
+def test_layers_of_multi_token_prediction_are_numbered_after_the_decoders() -> None:
+    layers = torch.nn.ModuleList(torch.nn.ModuleDict({"router": Router(1)}) for _ in range(2))
+    model = torch.nn.ModuleDict({"mtp": torch.nn.ModuleDict({"layers": layers})})
+    counter = ExpertCounter([model], num_layers=3, num_mtp_layers=2, num_experts=4)
+    for tokens, layer in enumerate(layers, 1):
+        layer["router"](torch.zeros(tokens))
+    loads = StepExchange(counter).run(READING).expert_load
+    assert [(load.layer, sum(load.tokens_per_expert)) for load in loads] == [(4, 1), (5, 2)]
+
+
 def test_what_a_capacity_factor_drops_is_counted(model: torch.nn.ModuleDict) -> None:
     counter = counted(model)
     router = model["layer3"]["router"]
