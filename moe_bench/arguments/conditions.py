@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -26,13 +26,15 @@ class Condition(
     omit_defaults=True,
     rename={"is_": "is", "in_": "in"},
 ):
-    """One condition: a subject (flag, env, says, a version, or any/none of others), and one test of a flag or env."""
+    """One condition: a subject (flag, env, says, a version, a package, or any/none of others), and one test of a flag or env."""
 
     flag: str | None = None
     env: str | None = None
     te: str | None = None
     torch: str | None = None
     compute: str | None = None
+    lacks: str | None = None
+    """A Python package, as it is imported, that the ranks' interpreter does not have."""
     says: tuple[str, ...] = ()
     """Flags of which the run says one; `--rl-*` is every flag that begins so."""
     any: tuple[Condition, ...] = ()
@@ -50,6 +52,11 @@ class Condition(
     words_differ_from: str | None = None
 
 
+def unknown_package(name: str) -> None:
+    """Where the ranks' interpreter is not this one."""
+    del name
+
+
 TESTS = (
     "is_", "said", "in_", "not_in", "contains", "above", "below", "not_multiple_of", "words_above",
     "words_differ_from",
@@ -63,11 +70,19 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     schema: FlagSchema
     versions: Mapping[str, str | None]
     """`te`, `torch`, `compute` -> version; None when it cannot be known here."""
+    has: Callable[[str], bool | None] = unknown_package
+    """Whether the ranks' interpreter has a package; None when it cannot be known here."""
     said: Mapping[str, Setting] = msgspec.field(default_factory=dict)
     """Flags of the run under every spelling of their schema entry."""
 
     @classmethod
-    def of(cls, run: ResolvedRun, schema: FlagSchema, versions: Mapping[str, str | None]) -> Facts:
+    def of(
+        cls,
+        run: ResolvedRun,
+        schema: FlagSchema,
+        versions: Mapping[str, str | None],
+        has: Callable[[str], bool | None],
+    ) -> Facts:
         """The run's facts."""
         said: dict[str, Setting] = {}
         for flag, setting in run.args.items():
@@ -76,7 +91,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
                 spec.options if spec is not None and spec.kind != "boolean" else (flag,)
             ):
                 said[spelling] = setting
-        return cls(run=run, schema=schema, versions=versions, said=said)
+        return cls(run=run, schema=schema, versions=versions, has=has, said=said)
 
     def words(self, flag: str) -> tuple[str, ...]:
         """What the flag holds: its words, `true` for a switch that is on, the release's default, or nothing."""
@@ -90,8 +105,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(str(one) for one in given)
 
 
-def decide(condition: Condition, facts: Facts) -> bool | None:
-    """Whether the condition holds; None when a version it asks for is unknown."""
+def decide(condition: Condition, facts: Facts) -> bool | None:  # noqa: PLR0911 - one return a subject
+    """Whether the condition holds; None when a version or package it asks for is unknown."""
     if condition.any:
         return _any(decide(one, facts) for one in condition.any)
     if condition.none:
@@ -104,6 +119,9 @@ def decide(condition: Condition, facts: Facts) -> bool | None:
         if asked is not None:
             version = facts.versions.get(name)
             return None if version is None else matches(version, asked)
+    if condition.lacks is not None:
+        has = facts.has(condition.lacks)
+        return None if has is None else not has
     if condition.env is not None:
         setting = facts.run.env.get(condition.env)
         return _test(
@@ -117,11 +135,14 @@ def decide(condition: Condition, facts: Facts) -> bool | None:
 
 
 def all_hold(conditions: tuple[Condition, ...], facts: Facts) -> bool | None:
-    """True when every condition holds, False when one does not, None when only unknown versions stand between."""
-    decided = [decide(one, facts) for one in conditions]
-    if False in decided:
-        return False
-    return None if None in decided else True
+    """True when every condition holds, False when one does not, None when only unknown versions or packages stand between."""
+    is_known = True
+    for one in conditions:
+        holds = decide(one, facts)
+        if holds is False:
+            return False
+        is_known = is_known and holds is not None
+    return True if is_known else None
 
 
 @lru_cache(maxsize=4096)
@@ -161,13 +182,15 @@ def variables_in(conditions: tuple[Condition, ...]) -> list[str]:
 def refuse_malformed(condition: Condition, place: str) -> None:
     """Raises ConfigError unless the condition has one subject and one test that fits it."""
     subjects = [
-        name for name in ("flag", "env", *VERSIONED) if getattr(condition, name) is not None
+        name
+        for name in ("flag", "env", "lacks", *VERSIONED)
+        if getattr(condition, name) is not None
     ]
     subjects += [name for name in ("says", "any", "none") if getattr(condition, name)]
     tests = [name.rstrip("_") for name in TESTS if getattr(condition, name) is not None]
     if len(subjects) != 1:
         raise ConfigError(
-            f"{place}: a condition is about one of flag, env, says, te, torch, compute, any, none; found {subjects}"
+            f"{place}: a condition is about one of flag, env, says, te, torch, compute, lacks, any, none; found {subjects}"
         )
     wanted = 1 if subjects[0] in ("flag", "env") else 0
     if len(tests) != wanted:
@@ -179,6 +202,10 @@ def refuse_malformed(condition: Condition, place: str) -> None:
         asked = getattr(condition, name)
         if asked is not None:
             refuse_no_range(name, asked, place)
+    if condition.lacks is not None and not condition.lacks.isidentifier():
+        raise ConfigError(
+            f"{place}: lacks: {condition.lacks!r} is no package; write it as it is imported, for example flash_attn"
+        )
     for inner in (*condition.any, *condition.none):
         refuse_malformed(inner, place)
 

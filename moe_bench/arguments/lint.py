@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from moe_bench.arguments.conditions import (
     refuse_malformed,
     refuse_no_range,
     said_like,
+    unknown_package,
     variables_in,
 )
 from moe_bench.arguments.findings import Finding
@@ -77,9 +78,10 @@ def lint(
     schema: FlagSchema,
     versions: Mapping[str, str | None],
     rules: Iterable[Rule] | None = None,
+    has: Callable[[str], bool | None] = unknown_package,
 ) -> list[Finding]:
-    """What the rules find, in their order. A rule that hangs only on an unknown version gives a note."""
-    facts = Facts.of(run, schema, versions)
+    """What the rules find, in their order. A rule that hangs only on an unknown version or package gives a note."""
+    facts = Facts.of(run, schema, versions, has)
     found: list[Finding] = []
     for rule in builtin_rules() if rules is None else rules:
         if not matches(schema.release, rule.megatron):
@@ -121,11 +123,24 @@ def versions_here(
         "torch": checked_version("TORCH_VERSION", torch) if torch else None,
         "compute": compute_of("GPU_ARCH", gpu) if gpu else None,
     }
-    image = run.knobs.get("CONTAINER_IMAGE")
-    if local and (image is None or not image.value):
+    if _runs_in_this_interpreter(run, local=local):
         for name, package in _PACKAGES.items():
             said[name] = said[name] or _installed(package)
     return said
+
+
+def packages_here(run: ResolvedRun, *, local: bool) -> Callable[[str], bool | None]:
+    """Whether the interpreter of the ranks has a package; answers None unless the run is a local one without an image."""
+    return _is_installed if _runs_in_this_interpreter(run, local=local) else unknown_package
+
+
+def _runs_in_this_interpreter(run: ResolvedRun, *, local: bool) -> bool:
+    image = run.knobs.get("CONTAINER_IMAGE")
+    return local and (image is None or not image.value)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def compute_of(name: str, gpu: str) -> str:
@@ -167,6 +182,8 @@ def _finding(rule: Rule, facts: Facts, *, is_known: bool) -> Finding:
         for name, text in _UNKNOWN.items()
         if facts.versions.get(name) is None and _asks(rule.when, name)
     ]
+    if _asks(rule.when, "lacks"):
+        unknown.append("what the ranks' interpreter has is unknown here")
     return Finding(
         severity=rule.severity if is_known else "note",
         rule=rule.name,

@@ -138,11 +138,17 @@ def _checked(run: ResolvedRun, flags: Flags, request: Request) -> ResolvedRun:
 
 def _lint(run: ResolvedRun, flags: Flags, request: Request) -> list[Finding]:
     """What the interaction rules find: the project's, and the user's in lint_rules/ and MOE_BENCH_RULES."""
-    from moe_bench.arguments.lint import all_rules, lint, versions_here  # noqa: PLC0415
+    from moe_bench.arguments.lint import (  # noqa: PLC0415
+        all_rules,
+        lint,
+        packages_here,
+        versions_here,
+    )
 
     rules_in_force = all_rules(request.project, request.environment.get("MOE_BENCH_RULES", ""))
     versions = versions_here(run, request.environment, local=request.local)
-    return lint(run, flags.known, versions, rules_in_force)
+    has = packages_here(run, local=request.local)
+    return lint(run, flags.known, versions, rules_in_force, has)
 
 
 def _check_script(knobs: Mapping[str, Setting]) -> None:

@@ -59,7 +59,7 @@ def command(words: tuple[str, ...], *, only_rules: bool, here: bool) -> None:
 def _found(request: Request) -> tuple[ResolvedRun, list[Finding]]:
     """The run and what is found. Raises MoeBenchError, which lists every error of its stage, where the run cannot even be resolved."""
     from moe_bench.arguments.flags import Flags
-    from moe_bench.arguments.lint import all_rules, lint, versions_here
+    from moe_bench.arguments.lint import all_rules, lint, packages_here, versions_here
     from moe_bench.arguments.resolve import Identity, resolve_run
     from moe_bench.config.gather import DEFAULT_MODEL
     from moe_bench.config.machine import probe
@@ -70,7 +70,8 @@ def _found(request: Request) -> tuple[ResolvedRun, list[Finding]]:
     known = Flags.of_release(run.knobs).known
     rules = all_rules(request.project, environment.get("MOE_BENCH_RULES", ""))
     versions = versions_here(run, environment, local=request.local)
-    return run, [*known.check(run.args), *lint(run, known, versions, rules)]
+    has = packages_here(run, local=request.local)
+    return run, [*known.check(run.args), *lint(run, known, versions, rules, has)]
 
 
 def _list_rules(request: Request) -> None:

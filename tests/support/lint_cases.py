@@ -1,11 +1,12 @@
 """One case a lint rule: settings at which it speaks, and the change that quiets it.
 
-`--flag value; --switch; NAME=value` are a run's flags and variables; te=, torch=, compute= and mcore= versions. The second text
+`--flag value; --switch; NAME=value` are a run's flags and variables; te=, torch=, compute= and mcore= versions; lacks= a package. The second text
 is laid over the first; `!--flag` or `!NAME` takes one out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from moe_bench.config.run import ResolvedRun, Setting
@@ -43,6 +44,14 @@ CASES: dict[str, tuple[str, str]] = {
     "reinforcement-learning-has-its-own-script": ("--rl-profile", "!--rl-profile"),
     "other-models-have-their-own-script": ("--vision-pretraining", "!--vision-pretraining"),
     "inference-has-its-own-script": ("--inference-max-requests 4", "!--inference-max-requests"),
+    "optimizer-needs-emerging-optimizers": (
+        "--optimizer muon; lacks=emerging_optimizers",
+        "lacks=tiktoken",
+    ),
+    "tiktokenizer-needs-tiktoken": (
+        "--tokenizer-type TikTokenizer; --tokenizer-model /m; lacks=tiktoken",
+        "lacks=emerging_optimizers",
+    ),
     "permute-fusion-needs-te-2.1": ("--moe-permute-fusion; --num-experts 8; te=2.0.1", "te=2.1.0"),
     "moe-fp8-needs-te-1.7": (f"{FP8}; te=1.6", "te=1.7"),
     "grouped-gemm-fp8-needs-te-1.11": (f"{FP8}; --moe-grouped-gemm; te=1.10", "te=1.11"),
@@ -380,3 +389,8 @@ def _setting(value: str) -> Setting:
 def versions_of(settings: dict[str, str]) -> dict[str, str | None]:
     """The versions among the settings."""
     return {name: settings.get(name) for name in ("te", "torch", "compute")}
+
+
+def packages_of(settings: dict[str, str]) -> Callable[[str], bool]:
+    """Every package is there but the one that the settings lack."""
+    return lambda name: name != settings.get("lacks")

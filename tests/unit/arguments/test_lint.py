@@ -1,10 +1,12 @@
+import importlib.util
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moe_bench.arguments import compiled, lint as lint_module, schema
-from moe_bench.arguments.conditions import flags_in, matches
+from moe_bench.arguments.conditions import Condition, flags_in, matches
 from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.lint import (
     BUILTIN,
@@ -12,13 +14,14 @@ from moe_bench.arguments.lint import (
     all_rules,
     builtin_rules,
     lint,
+    packages_here,
     read_rules,
     versions_here,
 )
 from moe_bench.arguments.schema.renames import RENAMES, Renames, read_renames
 from moe_bench.config.gather import MODELS, RUNTIME
 from moe_bench.errors import ConfigError, MoeBenchError
-from tests.support.lint_cases import BASE, CASES, laid_over, run_of, versions_of
+from tests.support.lint_cases import BASE, CASES, laid_over, packages_of, run_of, versions_of
 from tests.support.projects import Project
 from tests.support.runs import make_run
 
@@ -27,7 +30,8 @@ RULES = {rule.name: rule for rule in builtin_rules()}
 
 def findings(*texts: str, rules: tuple[Rule, ...] | None = None) -> list[Finding]:
     settings = laid_over(BASE, *texts)
-    return lint(run_of(settings), schema.load(settings["mcore"]), versions_of(settings), rules)
+    known, has = schema.load(settings["mcore"]), packages_of(settings)
+    return lint(run_of(settings), known, versions_of(settings), rules, has)
 
 
 def names(found: list[Finding]) -> set[str]:
@@ -75,7 +79,12 @@ def test_no_rule_is_kept_from_speaking_by_a_check_before_it(tmp_path: Path) -> N
     lines = (f"  {flag}: {value or 'true'}\n" for flag, value in base.items())
     project.write(f"{MODELS}/Tiny-Test.yaml", "MODEL_ARGS:\n" + "".join(lines))
     silent = [name for name in CASES if RULES[name].reason not in _said(project, CASES[name][0])]
-    assert silent == []
+    assert [name for name in silent if not _lacks_what_is_here(RULES[name])] == []
+
+
+def _lacks_what_is_here(rule: Rule) -> bool:
+    packages = [one.lacks for one in rule.when if one.lacks is not None]
+    return any(importlib.util.find_spec(package) is not None for package in packages)
 
 
 def _said(project: Project, fires: str) -> str:
@@ -91,7 +100,7 @@ def _said(project: Project, fires: str) -> str:
     flags |= dict.fromkeys(gone, "false")
     words = [word for name, value in flags.items() for word in (name, *value.split())]
     try:
-        return "\n".join(project.resolve(given, words).notes)
+        return "\n".join(project.resolve(given, words, local="lacks" in settings).notes)
     except MoeBenchError as error:
         return str(error)
 
@@ -211,6 +220,7 @@ def test_users_add_rules_and_replace_one_of_the_same_name(tmp_path: Path) -> Non
             "did you mean contains",
         ),
         ("- {name: a, when: [{te: new}], reason: r, fix: f}", "no version range"),
+        ("- {name: a, when: [{lacks: flash-attn}], reason: r, fix: f}", "is no package"),
         ("- {name: a, when: [{is: on}], reason: r, fix: f}", "is about one of"),
         (
             "- {name: a, severity: fatal, when: [{flag: --x, is: on}], reason: r, fix: f}",
@@ -264,3 +274,23 @@ def test_a_local_run_knows_what_is_installed_here() -> None:
 def test_an_image_may_hold_other_versions_than_this_machine() -> None:
     run = make_run(CONTAINER_IMAGE="/images/pytorch.sqsh")
     assert versions_here(run, {}, local=True)["torch"] is None
+
+
+NEEDS_YAML = Rule(
+    name="needs-yaml",
+    when=(Condition(flag="--bf16", is_="on"), Condition(lacks="no_such_package")),
+    reason="it is read with it",
+    fix="install it",
+)
+
+
+def test_a_package_that_this_interpreter_lacks_is_an_error_where_the_ranks_use_it() -> None:
+    settings = laid_over(BASE)
+    run, known = run_of(settings), schema.load(settings["mcore"])
+    here = lint(run, known, {}, (NEEDS_YAML,), packages_here(run, local=True))
+    assert [one.severity for one in here] == ["error"]
+    there = lint(run, known, {}, (NEEDS_YAML,), packages_here(run, local=False))
+    assert [one.severity for one in there] == ["note"]
+    assert "what the ranks' interpreter has is unknown here" in str(there[0])
+    found = msgspec.structs.replace(NEEDS_YAML, when=(Condition(lacks="yaml"),))
+    assert lint(run, known, {}, (found,), packages_here(run, local=True)) == []
