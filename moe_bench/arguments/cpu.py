@@ -147,6 +147,11 @@ FEATURES = (
         reason="flash attention is a CUDA kernel",
     ),
     Feature(
+        flags=("--dsa-kernel-backend",),
+        used="sparse attention in PyTorch",
+        reason="its TileLang and cuDNN kernels need CUDA",
+    ),
+    Feature(
         flags=("--record-memory-history", "--memory-snapshot-path"),
         used="the resident set of each rank, in the record",
         reason="the CUDA allocator's history needs CUDA",

@@ -32,6 +32,7 @@ with warnings.catch_warnings():
         norm,
         optimizer,
         rope,
+        sparse_attention,
     )
     from moe_bench.mcore.expert_load import ExpertCounter
 
@@ -164,6 +165,7 @@ CASES: dict[str, Callable[[], torch.Tensor]] = {
     "delta net's convolution": lambda: delta_net.causal_conv1d(
         random(2, 16, 8), random(8, 4), activation="silu"
     )[0],
+    "sparse attention's rotation": lambda: sparse_attention.rotate_activation(random(16, 2, 8)),
     "counted experts": counted_experts,
     "optimizer": optimizer_states,
 }

@@ -17,11 +17,22 @@ MLA: dict[str, Any] = {
     "rope_type": "rope",
     "qk_layernorm": True,
 }
+SPARSE_MLA: dict[str, Any] = {
+    **MLA,
+    "experimental_attention_variant": "dsa",
+    "dsa_indexer_n_heads": 4,
+    "dsa_indexer_head_dim": 16,
+    "dsa_indexer_topk": 64,
+    "dsa_indexer_loss_coeff": 0.0,
+    "cp_comm_type": "allgather",
+}
+"""Attends to every key: no choice hangs on a rounding."""
 GATED_DELTA_NET = "gated delta net"
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gqa": GQA,
     "mla": MLA,
     "mla without query compression": {**MLA, "q_lora_rank": None},
+    "sparse attention": SPARSE_MLA,
     "experts one after the other": {**GQA, "moe_grouped_gemm": False},
     "shared expert": {**GQA, "moe_shared_expert_intermediate_size": 24},
     "biases in experts": {**GQA, "add_bias_linear": True},

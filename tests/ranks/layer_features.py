@@ -28,9 +28,10 @@ from moe_bench.mcore.cpu.experts import grouped_linear, weighted_swiglu
 from moe_bench.mcore.cpu.norm import Norm
 from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm
 from moe_bench.mcore.cpu.rope import rotating_in_place
+from moe_bench.mcore.cpu.sparse_attention import rotate_activation
 from moe_bench.mcore.cpu.spec import CpuSpecProvider
 from tests.ranks import layer_models as models
-from tests.ranks.layer_architectures import GQA, MLA
+from tests.ranks.layer_architectures import GQA, MLA, SPARSE_MLA
 
 
 def compare(actual: Any, expected: Any, *inputs: torch.Tensor, tolerance: float = 1e-5) -> None:
@@ -445,10 +446,51 @@ def l2norm_makes_unit_vectors() -> None:
     compare(l2norm, lambda x: F.normalize(x, dim=-1), torch.randn(4, 8), tolerance=1e-4)
 
 
+def rotation_is_the_hadamard_matrix() -> None:
+    """Entry (i, j) is 1 where i and j share an even number of bits, else -1; heads of 12 are those of 16, cut."""
+    for head in (16, 12):
+        signs = [[(-1.0) ** (i & j).bit_count() for j in range(head)] for i in range(head)]
+        matrix = torch.tensor(signs) / head**0.5
+        compare(rotate_activation, lambda x, m=matrix: x @ m.T, torch.randn(3, 2, head))
+    rotated = rotate_activation(torch.randn(3, 16, dtype=torch.bfloat16))
+    assert rotated.dtype == torch.bfloat16
+
+
+def sparse_attention_over_every_key_is_dense() -> None:
+    """From the same weights; sparse attention keeps the norms of queries and latents as layers of their own."""
+    models.start_groups()
+    dense = models.model(models.config(**MLA))
+    sparse = models.model(models.config(**SPARSE_MLA))
+    norms = {
+        "q_layernorm.weight": "linear_q_up_proj.layer_norm_weight",
+        "kv_layernorm.weight": "linear_kv_up_proj.layer_norm_weight",
+    }
+    given = dict(dense.named_parameters())
+    with torch.no_grad():
+        for name, parameter in sparse.named_parameters():
+            if ".indexer." in name:
+                continue
+            norm = next((own for own in norms if name.endswith(own)), "")
+            parameter.copy_(given.pop(name.removesuffix(norm) + norms.get(norm, "")))
+    assert given == {}
+    loss, wanted = models.loss_and_gradients(sparse)[0], models.loss_and_gradients(dense)[0]
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    for layer in sparse.decoder.layers:
+        layer.self_attention.core_attention.index_topk = 2
+    assert abs(models.loss_and_gradients(sparse)[0] - wanted) > 1e-3
+
+
 def gradients(**changes: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and gradients of a small model of that configuration on one rank."""
     models.start_groups()
     return models.loss_and_gradients(models.model(models.config(**{**GQA, **changes})))
+
+
+def recomputing_compiles_nothing() -> None:
+    """A laptop may have no C++ compiler, and the lock of a killed compilation would stop every later run."""
+    settings = {"recompute_granularity": "selective", "recompute_modules": ["moe_act", "layernorm"]}
+    gradients(**settings)
+    assert tensor_parallel_random._share_storage_ext is None
 
 
 def recomputing_changes_nothing() -> None:

@@ -21,10 +21,17 @@ from tests.support.training import (
     train,
 )
 
+DSA = (
+    "--experimental-attention-variant dsa --dsa-indexer-n-heads 4 --dsa-indexer-head-dim 16 "
+    "--dsa-indexer-loss-coeff 0 --dsa-indexer-topk"
+).split()
+"""Without the indexer's loss: the divergence of two near equal distributions is mostly rounding."""
 MODELS = {
     "qwen3": QWEN3_LIKE,
     "deepseek": DEEPSEEK_LIKE,
     "mtp": [*DEEPSEEK_LIKE, "--mtp-num-layers", "1", "--mtp-loss-scaling-factor", "0.1"],
+    "dsa": [*DEEPSEEK_LIKE, *DSA, "8"],
+    "dsa-all": [*DEEPSEEK_LIKE, *DSA, "64"],  # every key: no choice hangs on a rounding
 }
 STEPS = 20
 LOSS_BOUND = 1e-6
@@ -52,6 +59,7 @@ LAYOUTS = {
     "ep2-alltoall": (2, EP2),
     "ep2-allgather": (2, f"{EP2} --moe-token-dispatcher-type allgather"),
     "cp2": (2, CP2),
+    "cp2-allgather": (2, f"{CP2} --cp-comm-type allgather"),
     "dp2-distributed-optimizer": (2, DISTRIBUTED),
     "tp2-etp2-ep2": (4, f"{TP2} --expert-tensor-parallel-size 2 {EP2}"),
     "pp2-vpp2-layout-mtp": (2, f"{PP2} --pipeline-model-parallel-layout Et|tt|t|mL"),
@@ -73,6 +81,7 @@ IN_EVERY_RUN = [
     ("mtp", "pp2-uneven"),
     ("mtp", "pp2-vpp2-layout-mtp"),
     ("mtp", "tp2-pp2-ep2"),
+    ("dsa-all", "tp2-etp1-ep2"),
 ]
 """Every parallelism, every kind of layer that is cut."""
 # Not MTP with CP2: a rank takes the mean of that loss over its own chunks, of which one has no token after its last
@@ -90,6 +99,10 @@ MORE = [
     ("deepseek", "cp2"),
     ("deepseek", "tp2-pp2-ep2"),
     ("mtp", "pp2"),
+    ("dsa-all", "pp2"),
+    ("dsa-all", "cp2-allgather"),
+    ("dsa", "pp2"),
+    ("dsa", "cp2-allgather"),
 ]
 """Other spellings and combinations of the same."""
 EIGHT_RANKS = {

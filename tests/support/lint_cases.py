@@ -19,6 +19,7 @@ A2A = (
     "--overlap-moe-expert-parallel-comm; --num-experts 8; --expert-model-parallel-size 2; "
     "--moe-token-dispatcher-type alltoall; --bf16"
 )
+DSA = "--multi-latent-attention; --experimental-attention-variant dsa; --transformer-impl transformer_engine"
 PP = "--pipeline-model-parallel-size 2"
 TP = "--tensor-model-parallel-size 2; CUDA_DEVICE_MAX_CONNECTIONS=1"
 GRAPH = "--cuda-graph-impl transformer_engine; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
@@ -51,6 +52,15 @@ CASES: dict[str, tuple[str, str]] = {
     "tiktokenizer-needs-tiktoken": (
         "--tokenizer-type TikTokenizer; --tokenizer-model /m; lacks=tiktoken",
         "lacks=emerging_optimizers",
+    ),
+    "mtp-and-attention-variant": (
+        f"{DSA}; --mtp-num-layers 1",
+        "!--mtp-num-layers",
+    ),
+    "sparse-attention-needs-bf16": (f"{DSA}; !--bf16", "--bf16"),
+    "sparse-attention-needs-fast-hadamard-transform": (
+        f"{DSA}; lacks=fast_hadamard_transform",
+        "lacks=tiktoken",
     ),
     "permute-fusion-needs-te-2.1": ("--moe-permute-fusion; --num-experts 8; te=2.0.1", "te=2.1.0"),
     "moe-fp8-needs-te-1.7": (f"{FP8}; te=1.6", "te=1.7"),

@@ -40,11 +40,13 @@ from moe_bench.mcore.cpu.linear import (
 )
 from moe_bench.mcore.cpu.norm import Norm
 from moe_bench.mcore.cpu.optimizer import FusedAdam, l2_norm, scale_tensors, skipping_alone
-from moe_bench.mcore.cpu.recompute import NoFp8, no_fp8_context
+from moe_bench.mcore.cpu.recompute import NoFp8, no_fp8_context, without_compiler
 from moe_bench.mcore.cpu.rope import packed_rope, rope, rotating_in_place
+from moe_bench.mcore.cpu.sparse_attention import rotate_activation
 
 SPECS = "megatron.core.models.gpt.gpt_layer_specs"
 VARIANTS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
+ABSORBED_MLA = "megatron.core.transformer.experimental_attention_variant.absorbed_mla"
 MLA = "megatron.core.transformer.multi_latent_attention"
 
 
@@ -209,6 +211,13 @@ _LAYERS: tuple[Replacement, ...] = (
     _replacement(SPECS, "TESpecProvider", CpuSpecProvider, NO_TE),
     _replacement(SPECS, "TENorm", Norm, NO_TE),
     _replacement(MLA, "TELinear", DuplicatedLinear, NO_TE),
+    _replacement(ABSORBED_MLA, "TELinear", DuplicatedLinear, NO_TE),
+    _replacement(
+        "megatron.core.transformer.experimental_attention_variant.dsa",
+        "rotate_activation",
+        rotate_activation,
+        "the package fast_hadamard_transform needs a GPU",
+    ),
     _replacement(
         "megatron.core.utils",
         "tex",
@@ -234,6 +243,12 @@ _LAYERS: tuple[Replacement, ...] = (
             ("activation_recompute_forward", no_fp8_context),
             ("fp8_autocast", no_fp8_context),
         )
+    ),
+    _replacement(
+        "megatron.core.tensor_parallel.random",
+        "_get_share_storage",
+        without_compiler,
+        "it compiles C++ in the first backward pass, and hangs where a compilation was killed",
     ),
     *(
         _replacement(module, attribute, by, "flash-linear-attention needs a GPU")
