@@ -39,8 +39,8 @@ def format_count(count: float) -> str:
 
 
 def format_loss(loss: float) -> str:
-    """2.69314 -> '2.6931'; one that has exploded in three digits: '3.2e+38'."""
-    return f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.3g}"
+    """2.69314 -> '2.6931'; a tiny one, and one that has exploded, in three digits: '3.75e-06', '3.2e+38'."""
+    return f"{loss:.4f}" if loss == 0 or 1e-2 <= abs(loss) < 1e5 else f"{loss:.3g}"
 
 
 def format_rate(tokens_per_s: float) -> str:

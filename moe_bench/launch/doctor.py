@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Literal
 from moe_bench.config.machine import device_files
 from moe_bench.launch import nodes
 from moe_bench.launch.nodes import Node
-from moe_bench.units import GIB, format_bytes
+from moe_bench.units import GIB, format_bytes, format_duration
 
 Level = Literal["ok", "note", "problem"]
 
 COMMAND_TIMEOUT_S = 10
 LOW_DISK_BYTES = 20 * GIB
+LONG_COMPILATION_S = 10 * 60
 LOW_TMP_BYTES = 5 * GIB
 MAX_CLOCK_SKEW_S = 1.0
 
@@ -139,6 +141,7 @@ def examine(
     yield from _containers()
     yield from _paths(places)
     yield from _space(output)
+    yield from _compilations(environment)
     yield from _wandb(environment, versions)
     yield from _nodes(environment, places)
 
@@ -349,6 +352,25 @@ def _space(output: Path) -> Iterator[Finding]:
             found="not writable",
             fix="set OUTPUT_PATH to a folder of yours",
         )
+
+
+def _compilations(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Locks of torch's compiled extensions; Megatron compiles one in the first backward pass of `--recompute-modules`."""
+    home = environment.get("HOME", "/nonexistent")
+    cache = environment.get("XDG_CACHE_HOME") or f"{home}/.cache"
+    folder = Path(environment.get("TORCH_EXTENSIONS_DIR") or f"{cache}/torch_extensions")
+    for lock in sorted((*folder.glob("*/lock"), *folder.glob("*/*/lock"))):
+        try:
+            age_s = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            continue  # done meanwhile
+        if age_s > LONG_COMPILATION_S:
+            yield Finding(
+                level="problem",
+                subject=f"compilation of {lock.parent.name}",
+                found=f"{lock} is {format_duration(age_s)} old: ranks wait for it without end",
+                fix="a process was killed while compiling: remove the file",
+            )
 
 
 def _wandb(environment: Mapping[str, str], versions: Mapping[str, str]) -> Iterator[Finding]:

@@ -124,3 +124,16 @@ def test_a_driver_older_than_torchs_cuda_is_a_problem(tmp_path: Path, nvml: Nvml
     assert done.returncode == 1
     assert "PROBLEM driver: driver 550, for CUDA up to 12.4; torch " in done.stdout
     assert "is built for CUDA 13.0.96 and will find no GPU" in done.stdout
+
+
+def test_the_lock_of_a_killed_compilation_is_a_problem(tmp_path: Path) -> None:
+    locks = [tmp_path / "extensions" / name / "lock" for name in ("killed", "going_on")]
+    for lock in locks:
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(locks[0], (0, 0))
+    done = doctor(tmp_path, TORCH_EXTENSIONS_DIR=str(tmp_path / "extensions"))
+    assert done.returncode == 1
+    assert "compilation of killed: " in done.stdout
+    assert str(locks[0]) in done.stdout
+    assert "going_on" not in done.stdout

@@ -252,4 +252,11 @@ def test_a_list_of_runs_is_a_line_a_run_however_much_is_wrong_with_one(tmp_path:
 
 
 def test_a_loss_that_exploded_stays_short() -> None:
-    assert [format_loss(2.69314), format_loss(3.2e38)] == ["2.6931", "3.2e+38"]
+    losses = (2.69314, 3.2e38, 3.745e-6, 0.0, math.nan)
+    assert [format_loss(one) for one in losses] == [
+        "2.6931",
+        "3.2e+38",
+        "3.75e-06",
+        "0.0000",
+        "nan",
+    ]
