@@ -84,6 +84,8 @@ FEATURES = (
             "--use-te-activation-func",
             "--moe-use-legacy-grouped-gemm",
             "--mla-down-proj-fusion",
+            "--use-grouped-gemm-for-shared-expert",
+            "--use-transformer-engine-op-fuser",
         ),
         used="the same operations, unfused",
         reason=_NO_TE,
@@ -99,6 +101,7 @@ FEATURES = (
             "--cuda-graph-warmup-steps",
             "--cuda-graph-num-warmup-steps",
             "--te-rng-tracker",
+            "--optimizer-cuda-graph",
         ),
         used="no graphs",
         reason="CUDA graphs need CUDA",
@@ -150,6 +153,11 @@ FEATURES = (
         flags=("--dsa-kernel-backend",),
         used="sparse attention in PyTorch",
         reason="its TileLang and cuDNN kernels need CUDA",
+    ),
+    Feature(
+        flags=("--log-energy",),
+        used="no energy figures",
+        reason="NVML tells what NVIDIA GPUs take",
     ),
     Feature(
         flags=("--record-memory-history", "--memory-snapshot-path"),

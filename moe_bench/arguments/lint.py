@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -89,7 +89,32 @@ def lint(
         holds = all_hold(rule.when, facts)
         if holds is not False:
             found.append(_finding(rule, facts, is_known=holds is True))
-    return found
+    return [*found, *_of_packages(run, schema, has)]
+
+
+_MODULES = {"nvidia-modelopt": "modelopt", "nvidia-kitchen": "nvidia_kitchen"}
+
+
+def _of_packages(
+    run: ResolvedRun, schema: FlagSchema, has: Callable[[str], bool | None]
+) -> Iterator[Finding]:
+    """Flags that Megatron's parser has only where a package is installed."""
+    for flag, setting in run.args.items():
+        spec = schema.flags.get(flag)
+        if spec is None or not spec.needs:
+            continue
+        found = has(_MODULES[spec.needs])
+        if found:
+            continue
+        unknown = ", and what the ranks' interpreter has is unknown here" if found is None else ""
+        yield Finding(
+            severity="note" if found is None else "error",
+            rule="flag-of-a-package",
+            subject=setting.spelled(flag),
+            place=setting.origin.place,
+            reason=f"Megatron has this flag only where {spec.needs} is installed{unknown}",
+            fix=f"install {spec.needs} for the ranks' interpreter or leave the flag out",
+        )
 
 
 @cache

@@ -12,10 +12,8 @@ import importlib
 import importlib.util
 import inspect
 import io
-import linecache
 import logging
 import sys
-import traceback
 import types
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,18 +24,15 @@ import torch
 from packaging.version import Version
 
 from moe_bench.errors import ArgumentsError
-
-REFUSALS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    KeyError,
-    RuntimeError,
-    SystemExit,
-    TypeError,
-    ValueError,
+from moe_bench.mcore.validation import (
+    REFUSALS,
+    Refusal,
+    configured,
+    own_frame,
+    refusal,
+    short,
 )
-"""What Megatron's checks raise: it has no error class of its own."""
+
 _TE_NAMES = {
     "megatron.core.transformer.moe.moe_utils": (
         "fused_permute", "fused_permute_with_probs", "fused_permute_and_pad_with_probs", "fused_sort_chunks_by_index",
@@ -52,18 +47,6 @@ _PERMUTE_SINCE = (2, 1)
 """Transformer Engine that brought the fused permutation."""
 _ADAM_SINCE = (2, 0)
 """Transformer Engine whose FusedAdam keeps its states in the precisions asked for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """Megatron would stop here."""
-
-    message: str
-    """Its own words; the failing source line where it has none."""
-    where: str
-    """`megatron/training/arguments.py:1645`."""
-    source: str
-    """The statement that refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +74,8 @@ def load() -> str:
         ImportError,
         IndexError,
     ) as error:  # IndexError: 0.15 compiles its fused kernels' flags at import
-        frame = _own_frame(error)
-        where = "" if frame is None else f" ({_short(frame.filename)}:{frame.lineno})"
+        frame = own_frame(error)
+        where = "" if frame is None else f" ({short(frame.filename)}:{frame.lineno})"
         raise ArgumentsError(
             f"Megatron cannot be imported here{where}: {error}; install what it names, or run preflight where "
             "this Megatron-LM runs"
@@ -151,55 +134,13 @@ def validate(argv: Sequence[str]) -> Accepted | Refusal:
             _quiet(),
         ):
             warnings.simplefilter("always")
-            return _accepted(_configured(), caught)
+            return _accepted(configured(), caught)
     except REFUSALS as error:
-        if _own_frame(error) is None:
+        if own_frame(error) is None:
             raise
-        return _refusal(error, said.getvalue())
+        return refusal(error, said.getvalue())
     finally:
         _forget()
-
-
-def _configured() -> tuple[Any, Any]:
-    arguments = importlib.import_module("megatron.training.arguments")
-    args = arguments.parse_args()
-    if hasattr(args, "vocab_size") and args.vocab_size is None:
-        args.vocab_size = _SOME_VOCABULARY  # the tokenizer would say; it is not read here
-    arguments.validate_args(args, {"tokenizer_type": "NullTokenizer"})
-    from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator  # noqa: PLC0415 - the embedding comes first
-
-    parameters = inspect.signature(init_num_microbatches_calculator).parameters
-    given: dict[str, Any] = {
-        "rank": args.rank,
-        "rampup_batch_size": getattr(args, "rampup_batch_size", None),
-        "global_batch_size": args.global_batch_size,
-        "micro_batch_size": args.micro_batch_size,
-        "data_parallel_size": args.data_parallel_size,
-        "decrease_batch_size_if_needed": getattr(args, "decrease_batch_size_if_needed", False),
-        "step_batch_size_schedule": getattr(args, "step_batch_size_schedule", None),
-        "seq_length": args.seq_length,
-    }
-    init_num_microbatches_calculator(**{name: given[name] for name in parameters})
-    config = arguments.core_transformer_config_from_args(args)
-    _whole_configuration(args, config)
-    return args, config
-
-
-_SOME_VOCABULARY = 32000
-
-
-def _whole_configuration(args: Any, config: Any) -> None:
-    """The model's and the training loop's own configuration classes, in releases that have them (0.17)."""
-    utils = (
-        importlib.import_module("megatron.training.argument_utils") if _has_containers() else None
-    )
-    if utils is not None and hasattr(utils, "pretrain_cfg_container_from_args"):
-        as_model = getattr(utils, "gpt_config_from_args", None)
-        utils.pretrain_cfg_container_from_args(args, as_model(args, config) if as_model else None)
-
-
-def _has_containers() -> bool:
-    return importlib.util.find_spec("megatron.training.argument_utils") is not None
 
 
 def _accepted(
@@ -256,42 +197,6 @@ def _forget() -> None:
     from megatron.core import num_microbatches_calculator as calculator  # noqa: PLC0415 - the embedding comes first
 
     calculator._GLOBAL_NUM_MICROBATCHES_CALCULATOR = None
-
-
-def _refusal(error: BaseException, said: str) -> Refusal:
-    frame = _own_frame(error)
-    source = "" if frame is None else _statement(frame)
-    where = "" if frame is None else f"{_short(frame.filename)}:{frame.lineno}"
-    if isinstance(error, SystemExit):
-        lines = [line for line in said.splitlines() if line.strip()]
-        return Refusal(message=lines[-1] if lines else "Megatron stops", where=where, source=source)
-    text = " ".join(str(error).split())
-    kind = (
-        ""
-        if isinstance(error, (AssertionError, ValueError, RuntimeError))
-        else f"{type(error).__name__}: "
-    )
-    return Refusal(
-        message=f"{kind}{text}" if text else f"asserts: {source}", where=where, source=source
-    )
-
-
-def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """The innermost frame of Megatron's: deeper ones are argparse's or the interpreter's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "/megatron/" in frame.filename]
-    return own[-1] if own else None
-
-
-def _statement(frame: traceback.FrameSummary) -> str:
-    first = frame.lineno or 1
-    last = frame.end_lineno or first
-    lines = (linecache.getline(frame.filename, number).strip() for number in range(first, last + 1))
-    return " ".join(" ".join(lines).split())
-
-
-def _short(filename: str) -> str:
-    return "megatron/" + filename.rpartition("/megatron/")[2]
 
 
 @contextlib.contextmanager

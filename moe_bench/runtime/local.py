@@ -77,17 +77,21 @@ def _check(context: RankContext, flags: Sequence[str]) -> None:
 
 
 def _parse_and_exit() -> None:
-    from moe_bench.mcore.validation import validate  # noqa: PLC0415
+    from moe_bench.mcore.validation import own_frame, refusal, validate  # noqa: PLC0415
 
     code = 1
     try:
         validate()
         code = 0
+    except SystemExit:
+        pass  # argparse has said why
+    except BaseException as error:  # noqa: BLE001 - a child's last words
+        if own_frame(error) is None:
+            sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        else:
+            refused = refusal(error, "")
+            sys.stderr.write(f"\n{refused.message} ({refused.where})\n")
     finally:
-        if code:
-            kind, error, _ = sys.exc_info()
-            name = "" if kind is SystemExit or kind is None else f"{kind.__name__}: "
-            sys.stderr.write(f"\n{name}{error}\n" if name else "")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

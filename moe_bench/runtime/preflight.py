@@ -15,7 +15,8 @@ from moe_bench.arguments import emit
 from moe_bench.arguments.schema import FlagSchema
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.mcore.cpu.embedding import install
-from moe_bench.mcore.preflight import Accepted, Refusal, assumed, load, validate
+from moe_bench.mcore.preflight import Accepted, assumed, load, validate
+from moe_bench.mcore.validation import Refusal
 from moe_bench.runtime.rank import hide_gpus
 
 _WORD = re.compile(r"--[a-z0-9-]+|[A-Za-z_][A-Za-z0-9_]{2,}")

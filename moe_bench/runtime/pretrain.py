@@ -223,12 +223,16 @@ def _run_megatron(context: RankContext) -> None:
 
         entry.train(entry.parse())
     except SystemExit as leaving:
-        # Megatron's way out after a signal, --exit-interval, --exit-duration-in-mins or --ckpt-convert-format; and, without
-        # a status, of its checkpoint loader that cannot go on (megatron/training/checkpointing.py, 0.19.2).
-        left_from = traceback.extract_tb(leaving.__traceback__)[-1].filename
-        if leaving.code is None and Path(left_from).name == "checkpointing.py":
+        # Megatron's way out after a signal, --exit-interval, --exit-duration-in-mins or --ckpt-convert-format (training.py);
+        # and, without a status, of what cannot go on: its checkpoint loader, --adlr-autoresume (checkpointing.py,
+        # global_vars.py; all in megatron/training, 0.19.2).
+        left_from = Path(traceback.extract_tb(leaving.__traceback__)[-1].filename)
+        if leaving.code is None and left_from.name != "training.py":
+            doing = {"checkpointing.py": "could not read the checkpoint and "}.get(
+                left_from.name, ""
+            )
             raise MoeBenchError(
-                "Megatron could not read the checkpoint and ended the run; what it said last, above, tells why"
+                f"Megatron {doing}ended the run ({left_from.name}); what it said last, above, tells why"
             ) from leaving
         if leaving.code:
             raise

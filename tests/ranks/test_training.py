@@ -108,6 +108,12 @@ def test_what_only_megatrons_own_script_does_is_refused_by_flag() -> None:
     assert "MEGATRON_PATH" in said
 
 
+def test_a_run_that_megatron_ends_without_a_status_has_failed(tmp_path: Path) -> None:
+    """--adlr-autoresume without the package it asks: Megatron says so and leaves, before the first step."""
+    with pytest.raises(AssertionError, match="Megatron ended the run"):
+        train([*CPU_FLAGS, *QWEN3_LIKE, "--train-iters", "1", "--adlr-autoresume"], 1, tmp_path)
+
+
 def test_an_asynchronous_checkpoint_is_told_of_when_it_is_on_disk(tmp_path: Path) -> None:
     def write_from_a_fork() -> None:  # Megatron's persistent writer is for GPUs alone
         from moe_bench.mcore import entry

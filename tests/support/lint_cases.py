@@ -19,7 +19,10 @@ A2A = (
     "--overlap-moe-expert-parallel-comm; --num-experts 8; --expert-model-parallel-size 2; "
     "--moe-token-dispatcher-type alltoall; --bf16"
 )
-DSA = "--multi-latent-attention; --experimental-attention-variant dsa; --transformer-impl transformer_engine"
+DSA = (
+    "--multi-latent-attention; --experimental-attention-variant dsa; --transformer-impl transformer_engine; "
+    "--dsa-indexer-n-heads 4; --dsa-indexer-head-dim 64; --dsa-indexer-topk 64; --no-rope-fusion"
+)
 PP = "--pipeline-model-parallel-size 2"
 TP = "--tensor-model-parallel-size 2; CUDA_DEVICE_MAX_CONNECTIONS=1"
 GRAPH = "--cuda-graph-impl transformer_engine; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
@@ -57,11 +60,34 @@ CASES: dict[str, tuple[str, str]] = {
         f"{DSA}; --mtp-num-layers 1",
         "!--mtp-num-layers",
     ),
+    "sparse-attention-rotates-unfused": (f"{DSA}; !--no-rope-fusion", "--no-rope-fusion"),
     "sparse-attention-needs-bf16": (f"{DSA}; !--bf16", "--bf16"),
     "sparse-attention-needs-fast-hadamard-transform": (
         f"{DSA}; lacks=fast_hadamard_transform",
         "lacks=tiktoken",
     ),
+    "adlr-autoresume-needs-userlib": ("--adlr-autoresume; lacks=userlib", "!--adlr-autoresume"),
+    "fault-tolerance-package-needs-nvidia-resiliency-ext": (
+        "--enable-ft-package; lacks=nvidia_resiliency_ext",
+        "!--enable-ft-package",
+    ),
+    "lazy-mpu-init-is-for-other-programs": ("--lazy-mpu-init", "!--lazy-mpu-init"),
+    "probabilities-on-input-need-top-1": (
+        "--moe-apply-probs-on-input; --num-experts 8; --moe-router-topk 2",
+        "--moe-router-topk 1",
+    ),
+    "l2-norm-of-queries-and-mla": (
+        "--qk-l2-norm; --multi-latent-attention",
+        "!--multi-latent-attention",
+    ),
+    "full-validation-counts-sets": ("--full-validation", "--multiple-validation-sets"),
+    "multiple-validation-sets-need-full-validation": (
+        "--multiple-validation-sets",
+        "--full-validation",
+    ),
+    "unpadded-vocabulary-needs-a-checkpoint": ("--no-pad-vocab-size", "!--no-pad-vocab-size"),
+    "checkpoint-arguments-need-a-checkpoint": ("--use-checkpoint-args", "--load /ck"),
+    "uninitialized-weights": ("--init-model-with-meta-device", "--load /ck"),
     "permute-fusion-needs-te-2.1": ("--moe-permute-fusion; --num-experts 8; te=2.0.1", "te=2.1.0"),
     "moe-fp8-needs-te-1.7": (f"{FP8}; te=1.6", "te=1.7"),
     "grouped-gemm-fp8-needs-te-1.11": (f"{FP8}; --moe-grouped-gemm; te=1.10", "te=1.11"),
