@@ -29,6 +29,8 @@ NOT_AT_VALIDATION = {
     "sparse-attention-needs-fast-hadamard-transform": "its first forward pass refuses it",
     "adlr-autoresume-needs-userlib": "the ranks ask for it",
     "fault-tolerance-package-needs-nvidia-resiliency-ext": "the ranks ask for it",
+    "fault-injection-needs-nvidia-resiliency-ext": "the ranks ask for it",
+    "external-data-is-for-other-programs": "the first batch is missed",
     "lazy-mpu-init-is-for-other-programs": "the ranks miss the groups",
     "probabilities-on-input-need-top-1": "the experts refuse when they are built",
     "l2-norm-of-queries-and-mla": "the model's specification refuses it",

@@ -74,7 +74,15 @@ CASES: dict[str, tuple[str, str]] = {
     "lazy-mpu-init-is-for-other-programs": ("--lazy-mpu-init", "!--lazy-mpu-init"),
     "probabilities-on-input-need-top-1": (
         "--moe-apply-probs-on-input; --num-experts 8; --moe-router-topk 2",
-        "--moe-router-topk 1",
+        "--moe-router-topk 1; --moe-router-pre-softmax",
+    ),
+    "external-data-is-for-other-programs": (
+        "--dataloader-type external",
+        "--dataloader-type cyclic",
+    ),
+    "fault-injection-needs-nvidia-resiliency-ext": (
+        "--fault-injector-num-ranks 1; lacks=nvidia_resiliency_ext",
+        "!--fault-injector-num-ranks",
     ),
     "l2-norm-of-queries-and-mla": (
         "--qk-l2-norm; --multi-latent-attention",
