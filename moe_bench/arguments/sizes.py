@@ -217,6 +217,12 @@ def _optional(run: ResolvedRun, flag: str) -> Size | None:
     return _size(run, flag, 1) if setting is not None and whole(setting.value) is not None else None
 
 
+def _mtp_layers(run: ResolvedRun) -> Size | None:
+    setting = run.args.get("--mtp-num-layers")
+    has_none = setting is None or whole(setting.value) == 0
+    return None if has_none else _optional(run, "--mtp-num-layers")
+
+
 def _world(run: ResolvedRun) -> Size:
     nodes, ranks = run.knobs.get("NNODES"), run.knobs.get("GPUS_PER_NODE")
     if nodes is None or ranks is None:
@@ -383,7 +389,7 @@ def pipeline_of(run: ResolvedRun) -> pipeline.Pipeline:
         return _from_layout(run, layout, layers, pp)
     first, last = _stage_size(run, "first"), _stage_size(run, "last")
     vpp = _virtual_stages(run, layers, pp)
-    mtp = _optional(run, "--mtp-num-layers")
+    mtp = _mtp_layers(run)
     mtp_layers = mtp.number if mtp else 0
     try:
         if (first or last) and pp.number > 1:
@@ -486,7 +492,7 @@ def _from_layout(run: ResolvedRun, layout: Setting, layers: Size, pp: Size) -> p
             f"{said} holds {found.num_layers} decoder layers (t), but {layers.said}\n{found.table()}\n"
             f"add or take away t until they are {layers.number}"
         )
-    mtp = _optional(run, "--mtp-num-layers")
+    mtp = _mtp_layers(run)
     in_layout, wanted = sum(stage.mtp_layers for stage in found.stages), mtp.number if mtp else 0
     if in_layout != wanted:
         asked = mtp.said if mtp else "--mtp-num-layers is not set"

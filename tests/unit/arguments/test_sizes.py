@@ -102,6 +102,13 @@ def test_layers_that_do_not_add_up(
     assert said in refusal(project, given, *flags)
 
 
+def test_no_mtp_layers_is_a_number_of_layers(project: Project) -> None:
+    run = project.resolve({"PP": "2", "NUM_LAYERS": "4"}, ["--mtp-num-layers", "0"])
+    assert sum(stage.mtp_layers for stage in pipeline_of(run).stages) == 0
+    layout = ["--pipeline-model-parallel-layout", "Ett|ttL", "--mtp-num-layers", "0"]
+    assert project.resolve({"PP": "2", "NUM_LAYERS": "4"}, layout).args
+
+
 def test_the_message_shows_the_stages(project: Project) -> None:
     said = refusal(project, {"PP": "4", "NUM_LAYERS": "10"})
     assert "stage 0: 2 layers" in said
