@@ -31,6 +31,18 @@ NOT_AT_VALIDATION = {
     "fault-tolerance-package-needs-nvidia-resiliency-ext": "the ranks ask for it",
     "fault-injection-needs-nvidia-resiliency-ext": "the ranks ask for it",
     "external-data-is-for-other-programs": "the first batch is missed",
+    **dict.fromkeys(
+        (
+            "warmup-ends-before-decay",
+            "warmup-ends-before-training",
+            "warmup-samples-end-before-decay",
+            "warmup-samples-end-before-training",
+            "warmup-is-a-part-of-decay",
+            "wsd-decay-has-a-length",
+        ),
+        "the scheduler refuses when it is made",
+    ),
+    "hierarchical-context-parallelism-needs-einops": "the ranks ask for it",
     "lazy-mpu-init-is-for-other-programs": "the ranks miss the groups",
     "probabilities-on-input-need-top-1": "the experts refuse when they are built",
     "l2-norm-of-queries-and-mla": "the model's specification refuses it",

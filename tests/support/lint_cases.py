@@ -76,6 +76,28 @@ CASES: dict[str, tuple[str, str]] = {
         "--moe-apply-probs-on-input; --num-experts 8; --moe-router-topk 2",
         "--moe-router-topk 1; --moe-router-pre-softmax",
     ),
+    "warmup-ends-before-decay": (
+        "--lr-warmup-iters 50; --lr-decay-iters 50",
+        "--lr-warmup-iters 49",
+    ),
+    "warmup-ends-before-training": (
+        "--lr-warmup-iters 50; !--lr-decay-iters; --train-iters 50",
+        "--train-iters 51",
+    ),
+    "warmup-samples-end-before-decay": (
+        "--lr-warmup-samples 50; --train-samples 100; --lr-decay-samples 50; !--train-iters; !--lr-decay-iters",
+        "--lr-decay-samples 51",
+    ),
+    "warmup-samples-end-before-training": (
+        "--lr-warmup-samples 100; --train-samples 100; !--train-iters; !--lr-decay-iters",
+        "--train-samples 101",
+    ),
+    "warmup-is-a-part-of-decay": ("--lr-warmup-fraction 1.0", "--lr-warmup-fraction 0.5"),
+    "wsd-decay-has-a-length": ("--lr-decay-style WSD", "--lr-wsd-decay-iters 2"),
+    "hierarchical-context-parallelism-needs-einops": (
+        "--hierarchical-context-parallel-sizes 1; lacks=einops",
+        "!--hierarchical-context-parallel-sizes",
+    ),
     "external-data-is-for-other-programs": (
         "--dataloader-type external",
         "--dataloader-type cyclic",
