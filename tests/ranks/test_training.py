@@ -114,6 +114,12 @@ def test_a_run_that_megatron_ends_without_a_status_has_failed(tmp_path: Path) ->
         train([*CPU_FLAGS, *QWEN3_LIKE, "--train-iters", "1", "--adlr-autoresume"], 1, tmp_path)
 
 
+def test_batches_of_worker_processes_are_the_same(tmp_path: Path) -> None:
+    argv = [*CPU_FLAGS, *QWEN3_LIKE, "--train-iters", "2"]
+    own = train([*argv, "--num-workers", "0"], 1, tmp_path / "own")
+    assert train([*argv, "--num-workers", "2"], 1, tmp_path / "workers").losses == own.losses
+
+
 def test_an_asynchronous_checkpoint_is_told_of_when_it_is_on_disk(tmp_path: Path) -> None:
     def write_from_a_fork() -> None:  # Megatron's persistent writer is for GPUs alone
         from moe_bench.mcore import entry

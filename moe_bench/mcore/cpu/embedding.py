@@ -112,6 +112,19 @@ TABLE: tuple[Replacement, ...] = (
         },
     ),
     *_rows(
+        "torch.accelerator",
+        "a DataLoader with workers asks here; torch would ask the driver",
+        {
+            "current_device_index": device.current_device,
+            "current_device_idx": device.current_device,
+            "set_device_index": device.set_device,
+            "set_device_idx": device.set_device,
+            "current_stream": stream.current_stream,
+            "set_stream": stream.set_stream,
+            "synchronize": device.nothing,
+        },
+    ),
+    *_rows(
         "torch.cuda.nvtx",
         "there is no NVTX; --profile uses torch's profiler",
         {
