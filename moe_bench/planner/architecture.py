@@ -27,6 +27,16 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Indexer:
+    """What chooses the keys of sparse latent attention (core/transformer/experimental_attention_variant/dsa.py, 0.19.2)."""
+
+    heads: int
+    head_dim: int
+    topk: int
+    """Keys that a query attends to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DeltaAttention:
     """Gated delta net (arXiv:2412.06464)."""
 
@@ -48,6 +58,8 @@ class Experts:
     shared_width: int
     """Hidden width of all shared experts together; 0 for none."""
     shared_gate: bool
+    latent_width: int
+    """Channels of a token that routed experts take and give; 0 for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +85,9 @@ class Architecture:
     is_windowed_layer: tuple[bool, ...]
     experts: Experts | None
     latent: LatentAttention | None
+    is_indexed_layer: tuple[bool, ...]
+    """For each layer: it chooses keys itself. Other layers of sparse attention take those of a layer before."""
+    indexer: Indexer | None
     delta: DeltaAttention | None
     gated_unit: bool
     linear_bias: bool
@@ -112,6 +127,8 @@ class Architecture:
             is_windowed_layer=_windowed_layers(flags, layers),
             experts=_experts(flags, dense),
             latent=_latent(flags),
+            is_indexed_layer=_indexed_layers(flags, layers),
+            indexer=_indexer(flags),
             delta=_delta(flags),
             gated_unit=gated,
             linear_bias=bias,
@@ -173,6 +190,7 @@ def _experts(flags: _Flags, dense_width: int) -> Experts | None:
         width=flags.number("--moe-ffn-hidden-size", dense_width),
         shared_width=flags.number("--moe-shared-expert-intermediate-size", 0),
         shared_gate=flags.on("--moe-shared-expert-gate"),
+        latent_width=flags.number("--moe-latent-size", 0),
     )
 
 
@@ -186,6 +204,25 @@ def _latent(flags: _Flags) -> LatentAttention | None:
         rotary_head_dim=flags.number("--qk-pos-emb-head-dim", 64),
         v_head_dim=flags.number("--v-head-dim", 128),
     )
+
+
+def _indexer(flags: _Flags) -> Indexer | None:
+    if flags.text("--experimental-attention-variant") != "dsa":
+        return None
+    return Indexer(
+        heads=flags.number("--dsa-indexer-n-heads"),
+        head_dim=flags.number("--dsa-indexer-head-dim"),
+        topk=flags.number("--dsa-indexer-topk"),
+    )
+
+
+def _indexed_layers(flags: _Flags, layers: int) -> tuple[bool, ...]:
+    """As `is_dsa_skip_topk_layer` (core/transformer/experimental_attention_variant/dsa.py, 0.19.2)."""
+    if _indexer(flags) is None:
+        return (False,) * layers
+    every = flags.number("--dsa-indexer-topk-freq", 1)
+    first = max(flags.number("--dsa-indexer-skip-topk-offset", 0), 1)
+    return tuple(max(layer - first, 0) % every == 0 for layer in range(1, layers + 1))
 
 
 def _delta(flags: _Flags) -> DeltaAttention | None:

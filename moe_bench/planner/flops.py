@@ -2,7 +2,7 @@
 
 Three times the forward pass (the backward pass takes twice as much), two operations for each
 weight a token meets (attention, router, chosen and shared experts, output layer), half the attention matrix because it
-is causal, only the window where a layer has one. Not counted: embedding look-up, norms, activations, recomputation,
+is causal, only the window where a layer has one, only the chosen keys in sparse attention, whose indexer scores them all. Not counted: embedding look-up, norms, activations, recomputation,
 and the gated delta rule's state update.
 """
 
@@ -39,12 +39,14 @@ def _feed_forward(arch: Architecture, index: int) -> float:
         experts: Experts = arch.experts
         router = 2.0 * arch.hidden * experts.count
         gate = 2.0 * arch.hidden if experts.shared_gate else 0.0
-        return router + gate + _mlp(arch, experts.topk * experts.width + experts.shared_width)
+        routed = _mlp(arch, experts.topk * experts.width, experts.latent_width)
+        latent = 2.0 * 2 * arch.hidden * experts.latent_width
+        return router + gate + routed + latent + _mlp(arch, experts.shared_width)
     return _mlp(arch, arch.dense_width)
 
 
-def _mlp(arch: Architecture, width: int) -> float:
-    return 2.0 * arch.hidden * width * (3 if arch.gated_unit else 2)
+def _mlp(arch: Architecture, width: int, outer: int = 0) -> float:
+    return 2.0 * (outer or arch.hidden) * width * (3 if arch.gated_unit else 2)
 
 
 def _mixing(arch: Architecture, index: int) -> float:
@@ -61,9 +63,12 @@ def _mixing(arch: Architecture, index: int) -> float:
 def _scores(arch: Architecture, index: int, qk_dim: int, v_dim: int) -> float:
     """Scores and weighted sum of one token against the tokens it sees, on average over a sequence."""
     length = arch.seq_length
+    most = arch.window if arch.is_windowed_layer[index] else None
+    if arch.indexer is not None:
+        most = arch.indexer.topk
     seen = length / 2
-    if arch.is_windowed_layer[index] and arch.window is not None and arch.window < length:
-        seen = arch.window - arch.window**2 / (2 * length)
+    if most is not None and most < length:
+        seen = most - most**2 / (2 * length)
     return 2.0 * seen * arch.heads * (qk_dim + v_dim)
 
 
@@ -79,7 +84,20 @@ def _latent(arch: Architecture, index: int) -> float:
     keys_values = arch.hidden * (mla.kv_rank + mla.rotary_head_dim)
     keys_values += mla.kv_rank * arch.heads * (mla.qk_head_dim + mla.v_head_dim)
     out = arch.heads * mla.v_head_dim * arch.hidden
-    return 2.0 * (queries + keys_values + out) + _scores(arch, index, head_dim, mla.v_head_dim)
+    found = 2.0 * (queries + keys_values + out) + _scores(arch, index, head_dim, mla.v_head_dim)
+    return found + (
+        _indexer(arch, mla.q_rank or arch.hidden) if arch.is_indexed_layer[index] else 0
+    )
+
+
+def _indexer(arch: Architecture, rank: int) -> float:
+    """Projections, and the scores of all keys."""
+    indexer = arch.indexer
+    if indexer is None:
+        return 0.0
+    channels = indexer.heads * indexer.head_dim
+    projections = rank * channels + arch.hidden * (indexer.head_dim + indexer.heads)
+    return 2.0 * (projections + arch.seq_length / 2 * channels)
 
 
 def _delta(arch: Architecture) -> float:

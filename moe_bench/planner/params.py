@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moe_bench.config.run import Setting
-from moe_bench.planner.architecture import Architecture, DeltaAttention, Experts, LatentAttention
+from moe_bench.planner.architecture import (
+    Architecture,
+    DeltaAttention,
+    Experts,
+    Indexer,
+    LatentAttention,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +59,8 @@ def attention(arch: Architecture, index: int) -> int:
     if arch.is_delta_layer[index] and arch.delta:
         return _delta(arch, arch.delta)
     if arch.latent:
-        return _latent(arch, arch.latent)
+        indexer = arch.indexer if arch.is_indexed_layer[index] else None
+        return _latent(arch, arch.latent) + (_indexer(arch, indexer) if indexer else 0)
     return _softmax(arch)
 
 
@@ -68,14 +75,19 @@ def idle_experts(arch: Architecture, index: int) -> int:
     """Parameters of the experts that a token of this layer is not sent to."""
     if not (arch.is_expert_layer[index] and arch.experts):
         return 0
-    return (arch.experts.count - arch.experts.topk) * mlp(arch, arch.experts.width)
+    return (arch.experts.count - arch.experts.topk) * _expert(arch, arch.experts)
 
 
-def mlp(arch: Architecture, width: int) -> int:
-    """In (and gate), out, and their biases."""
+def mlp(arch: Architecture, width: int, outer: int = 0) -> int:
+    """In (and gate), out, and their biases. `outer`: channels that go in and come out, where not all."""
+    outer = outer or arch.hidden
     inner = width * (2 if arch.gated_unit else 1)
-    bias = inner + arch.hidden if arch.linear_bias else 0
-    return arch.hidden * (inner + width) + bias
+    bias = inner + outer if arch.linear_bias else 0
+    return outer * (inner + width) + bias
+
+
+def _expert(arch: Architecture, experts: Experts) -> int:
+    return mlp(arch, experts.width, experts.latent_width)
 
 
 def _softmax(arch: Architecture) -> int:
@@ -104,6 +116,13 @@ def _latent(arch: Architecture, mla: LatentAttention) -> int:
     return queries + down + up + out + (arch.hidden if arch.linear_bias else 0)
 
 
+def _indexer(arch: Architecture, indexer: Indexer) -> int:
+    """Queries of the compressed queries, keys with a LayerNorm, and a weight for each head."""
+    rank = (arch.latent and arch.latent.q_rank) or arch.hidden
+    queries, keys = rank * indexer.heads, arch.hidden + 2
+    return indexer.head_dim * (queries + keys) + arch.hidden * indexer.heads
+
+
 def _delta(arch: Architecture, delta: DeltaAttention) -> int:
     keys = delta.key_heads * delta.key_head_dim
     values = delta.value_heads * delta.value_head_dim
@@ -119,4 +138,7 @@ def _expert_layer(arch: Architecture, experts: Experts) -> int:
     router = experts.count * arch.hidden + (experts.count if arch.linear_bias else 0)
     shared = mlp(arch, experts.shared_width) if experts.shared_width else 0
     gate = arch.hidden if experts.shared_gate else 0
-    return router + experts.count * mlp(arch, experts.width) + shared + gate
+    latent = 2 * arch.hidden * experts.latent_width
+    if latent and arch.linear_bias:
+        latent += experts.latent_width + arch.hidden
+    return router + experts.count * _expert(arch, experts) + latent + shared + gate

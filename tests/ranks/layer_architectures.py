@@ -35,6 +35,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sparse attention": SPARSE_MLA,
     "experts one after the other": {**GQA, "moe_grouped_gemm": False},
     "shared expert": {**GQA, "moe_shared_expert_intermediate_size": 24},
+    "latent experts": {
+        **GQA,
+        "moe_latent_size": 16,
+        "moe_shared_expert_intermediate_size": 24,
+    },
     "biases in experts": {**GQA, "add_bias_linear": True},
     "sinks and window": {
         **GQA,

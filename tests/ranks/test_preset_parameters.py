@@ -20,6 +20,14 @@ EVERY_PART = (
     "gpt-oss-20b",
     "Tiny-Qwen3",
 )
+FLAGS = {
+    "sparse attention": (
+        "DeepSeek-V3 --mtp-num-layers=false --experimental-attention-variant dsa --dsa-indexer-n-heads 4 "
+        "--dsa-indexer-head-dim 32 --dsa-indexer-topk 64 --dsa-indexer-topk-freq 2"
+    ),
+    "latent experts": "Tiny-DeepSeek-V3 --moe-latent-size 64",
+    "latent experts with biases": "Tiny-Qwen3 --moe-latent-size 64 --disable-bias-linear=false",
+}
 WRITERS = ("--wandb-", "--tensorboard-", "--save")
 
 
@@ -41,10 +49,13 @@ def parameters_of(words: tuple[str, ...]) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("model", EVERY_PART)
+@pytest.mark.parametrize(
+    "asked", [*EVERY_PART, *(pytest.param(FLAGS[name], id=name) for name in FLAGS)]
+)
 @pytest.mark.ranks(1)
-def test_megatron_builds_as_many_parameters_as_are_counted(model: str) -> None:
-    run = resolve(model, REHEARSE_RANKS="1")
+def test_megatron_builds_as_many_parameters_as_are_counted(asked: str) -> None:
+    model, *flags = asked.split()
+    run = resolve(model, *flags, REHEARSE_RANKS="1")
     silent = {flag: said for flag, said in run.args.items() if not flag.startswith(WRITERS)}
     words = argv(replace(run, args=silent))
     (built,) = run_ranks(lambda: parameters_of(words), 1, layout={})

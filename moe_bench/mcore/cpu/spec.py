@@ -46,6 +46,7 @@ from moe_bench.mcore.cpu.sparse_attention import rotate_activation
 
 SPECS = "megatron.core.models.gpt.gpt_layer_specs"
 VARIANTS = "megatron.core.models.gpt.experimental_attention_variant_module_specs"
+MOE_LAYER = "megatron.core.transformer.moe.moe_layer"
 ABSORBED_MLA = "megatron.core.transformer.experimental_attention_variant.absorbed_mla"
 MLA = "megatron.core.transformer.multi_latent_attention"
 
@@ -212,6 +213,10 @@ _LAYERS: tuple[Replacement, ...] = (
     _replacement(SPECS, "TENorm", Norm, NO_TE),
     _replacement(MLA, "TELinear", DuplicatedLinear, NO_TE),
     _replacement(ABSORBED_MLA, "TELinear", DuplicatedLinear, NO_TE),
+    _replacement(MOE_LAYER, "TELinear", DuplicatedLinear, NO_TE),
+    _replacement(
+        MOE_LAYER, "HAVE_TE", by=True, why="latent projections ask for it, and for nothing else"
+    ),
     _replacement(
         "megatron.core.transformer.experimental_attention_variant.dsa",
         "rotate_activation",
