@@ -118,6 +118,37 @@ CASES: dict[str, tuple[str, str]] = {
     "unpadded-vocabulary-needs-a-checkpoint": ("--no-pad-vocab-size", "!--no-pad-vocab-size"),
     "checkpoint-arguments-need-a-checkpoint": ("--use-checkpoint-args", "--load /ck"),
     "uninitialized-weights": ("--init-model-with-meta-device", "--load /ck"),
+    "distributed-optimizer-is-adams": (f"--optimizer sgd; {DO}", "!--use-distributed-optimizer"),
+    "eval-interval-is-at-least-1": ("--eval-interval 0", "--eval-interval 1"),
+    "log-interval-is-at-least-1": ("--log-interval 0", "--log-interval 1"),
+    "tensorboard-log-interval-is-at-least-1": (
+        "--tensorboard-log-interval 0",
+        "--tensorboard-log-interval 1",
+    ),
+    "lr-decay-iters-is-at-least-1": ("--lr-decay-iters 0", "--lr-decay-iters 1"),
+    "make-vocab-size-divisible-by-is-at-least-1": (
+        "--make-vocab-size-divisible-by 0",
+        "--make-vocab-size-divisible-by 1",
+    ),
+    "seed-is-at-least-1": ("--seed 0", "--seed 1"),
+    "num-workers-is-not-negative": ("--num-workers -1", "--num-workers 1"),
+    "weight-decay-is-not-negative": ("--weight-decay -1", "--weight-decay 0.1"),
+    "init-method-std-is-not-negative": ("--init-method-std -1", "--init-method-std 0.1"),
+    "hidden-dropout-is-a-probability": ("--hidden-dropout 1.5", "--hidden-dropout 0.5"),
+    "attention-dropout-is-a-probability": ("--attention-dropout 1.5", "--attention-dropout 0.5"),
+    "rotated-channels-are-pairs": (
+        "--multi-latent-attention; --qk-pos-emb-head-dim 7",
+        "--qk-pos-emb-head-dim 8",
+    ),
+    "sinkhorn-takes-no-auxiliary-loss": (
+        "--num-experts 8; --moe-router-load-balancing-type sinkhorn; --moe-aux-loss-coeff 0.01",
+        "--moe-aux-loss-coeff 0",
+    ),
+    "quantile-balancing-takes-no-groups": (
+        "--num-experts 8; --moe-router-load-balancing-type quantile_balancing; --moe-router-num-groups 4; "
+        "--moe-router-group-topk 2; --moe-router-topk 4",
+        "!--moe-router-num-groups; !--moe-router-group-topk",
+    ),
     "permute-fusion-needs-te-2.1": ("--moe-permute-fusion; --num-experts 8; te=2.0.1", "te=2.1.0"),
     "moe-fp8-needs-te-1.7": (f"{FP8}; te=1.6", "te=1.7"),
     "grouped-gemm-fp8-needs-te-1.11": (f"{FP8}; --moe-grouped-gemm; te=1.10", "te=1.11"),
