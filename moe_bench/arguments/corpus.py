@@ -58,7 +58,7 @@ def with_demo(run: ResolvedRun, prefix: Path) -> ResolvedRun:
     return replace(run, args=args, substitutions=(*run.substitutions, *said))
 
 
-_FROM_A_MODEL = (
+FROM_A_MODEL = (
     "GPTSentencePieceTokenizer",
     "HuggingFaceTokenizer",
     "Llama2Tokenizer",
@@ -89,7 +89,7 @@ def with_ids_alone(run: ResolvedRun, knows: Callable[[str], bool]) -> ResolvedRu
     """
     asked, ids = run.args.get("--tokenizer-type"), run.args.get("--vocab-size")
     is_mock = "--mock-data" in run.args
-    if asked is None or asked.value not in _FROM_A_MODEL or names_tokenizer(run):
+    if asked is None or asked.value not in FROM_A_MODEL or names_tokenizer(run):
         return run
     if not (is_mock or run.rehearsal) or ids is None or (number := whole(ids.value)) is None:
         return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_bench.arguments.corpus import FROM_A_MODEL
 from moe_bench.config.knobs import says, whole
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
@@ -29,6 +30,16 @@ def refuse_missing(run: ResolvedRun, project: Path) -> None:
             continue
         if Path(setting.value).is_absolute() and not Path(setting.value).exists():
             raise ConfigError(f"{says(name, knob)}: there is no such file or folder")
+
+
+def refuse_unnamed_tokenizer(run: ResolvedRun) -> None:
+    """Raises ConfigError for a tokenizer that is read from a file or a hub, of which nothing says which one."""
+    kind = run.args.get("--tokenizer-type")
+    if kind is not None and kind.value in FROM_A_MODEL and "--tokenizer-model" not in run.args:
+        raise ConfigError(
+            f"{kind.spelled('--tokenizer-type')} ({kind.origin.place}): nothing says which one; set TOKENIZER_MODEL, or "
+            "--tokenizer-model, to a file, a folder or a name of the Hugging Face hub"
+        )
 
 
 def _is_weight(word: str) -> bool:

@@ -74,11 +74,12 @@ def local(words: tuple[str, ...]) -> None:
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
-    from moe_bench.cli._inputs import refuse_missing
+    from moe_bench.cli._inputs import refuse_missing, refuse_unnamed_tokenizer
     from moe_bench.cli._watching import prepare_demo_corpus, watch
 
     prepare_demo_corpus(run, project=request.project)
     refuse_missing(run, request.project)
+    refuse_unnamed_tokenizer(run)
     directory.create(run, plan)
     sys.exit(watch(plan, run))
 
@@ -98,6 +99,9 @@ def submit(name: str, words: tuple[str, ...]) -> None:
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
+    from moe_bench.cli._inputs import refuse_unnamed_tokenizer
+
+    refuse_unnamed_tokenizer(run)
     directory.create(run, plan)
     try:
         handle = launcher.submit(plan, run)

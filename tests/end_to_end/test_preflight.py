@@ -50,6 +50,8 @@ NOT_AT_VALIDATION = {
             "lr-decay-iters-is-at-least-1",
             "make-vocab-size-divisible-by-is-at-least-1",
             "seed-is-at-least-1",
+            "weight-hash-interval-is-at-least-1",
+            "warmup-starts-below-the-learning-rate",
             "num-workers-is-not-negative",
             "weight-decay-is-not-negative",
             "init-method-std-is-not-negative",

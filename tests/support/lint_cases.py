@@ -119,6 +119,11 @@ CASES: dict[str, tuple[str, str]] = {
     "checkpoint-arguments-need-a-checkpoint": ("--use-checkpoint-args", "--load /ck"),
     "uninitialized-weights": ("--init-model-with-meta-device", "--load /ck"),
     "distributed-optimizer-is-adams": (f"--optimizer sgd; {DO}", "!--use-distributed-optimizer"),
+    "weight-hash-interval-is-at-least-1": (
+        "--check-weight-hash-across-dp-replicas-interval 0",
+        "--check-weight-hash-across-dp-replicas-interval 1",
+    ),
+    "warmup-starts-below-the-learning-rate": ("--lr-warmup-init 1", "--lr-warmup-init 1e-5"),
     "eval-interval-is-at-least-1": ("--eval-interval 0", "--eval-interval 1"),
     "log-interval-is-at-least-1": ("--log-interval 0", "--log-interval 1"),
     "tensorboard-log-interval-is-at-least-1": (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_bench.cli._inputs import refuse_missing
+from moe_bench.cli._inputs import refuse_missing, refuse_unnamed_tokenizer
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
 from tests.support.projects import CPU, REPOSITORY, repository
@@ -51,3 +51,11 @@ def test_what_is_not_there_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         refuse_missing(resolve(*words, **given), REPOSITORY)
+
+
+def test_a_tokenizer_that_is_read_must_be_named() -> None:
+    said = "--tokenizer-type Llama2Tokenizer (model_configs/benchmarking/Mixtral-8x7B.yaml:"
+    with pytest.raises(ConfigError, match=re.escape(said) + r"\d+\): nothing says which one"):
+        refuse_unnamed_tokenizer(resolve("--data-path", "text"))
+    refuse_unnamed_tokenizer(resolve("--data-path", "text", TOKENIZER_MODEL="owner/name"))
+    refuse_unnamed_tokenizer(resolve("--mock-data"))
