@@ -155,6 +155,12 @@ FEATURES = (
         reason="its TileLang and cuDNN kernels need CUDA",
     ),
     Feature(
+        flags=("--save-activations-interval", "--save-dgrads-interval"),
+        used="no snapshots of them",
+        reason="Megatron looks for Transformer Engine's layers to take them from",
+        of_te=True,
+    ),
+    Feature(
         flags=("--log-energy",),
         used="no energy figures",
         reason="NVML tells what NVIDIA GPUs take",
@@ -165,7 +171,14 @@ FEATURES = (
         reason="the CUDA allocator's history needs CUDA",
     ),
     Feature(
-        flags=("--use-nccl-ub", "--nccl-ub", "--use-sharp", "--nccl-communicator-config-path"),
+        flags=(
+            "--use-nccl-ub",
+            "--nccl-ub",
+            "--use-sharp",
+            "--sharp-enabled-group",
+            "--nccl-communicator-config-path",
+            "--pipeline-model-parallel-comm-backend",
+        ),
         used="gloo",
         reason="NCCL needs CUDA",
     ),

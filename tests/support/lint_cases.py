@@ -124,6 +124,13 @@ CASES: dict[str, tuple[str, str]] = {
         "--check-weight-hash-across-dp-replicas-interval 1",
     ),
     "warmup-starts-below-the-learning-rate": ("--lr-warmup-init 1", "--lr-warmup-init 1e-5"),
+    "rerun-mode-report-stats": ("--rerun-mode report_stats", "--rerun-mode disabled"),
+    "test-mode-compares-biases-of-norms": ("--test-mode; --qk-layernorm", "!--qk-layernorm"),
+    "snapshots-need-a-place": ("--save-wgrads-interval 5", "--save /ck; --save-interval 5"),
+    "vocabularies-are-fetched-with-wget": (
+        "--tokenizer-type GPT2BPETokenizer; lacks=wget",
+        "--vocab-file /v; --merge-file /m",
+    ),
     "eval-interval-is-at-least-1": ("--eval-interval 0", "--eval-interval 1"),
     "log-interval-is-at-least-1": ("--log-interval 0", "--log-interval 1"),
     "tensorboard-log-interval-is-at-least-1": (
