@@ -92,7 +92,8 @@ def lint(
     return [*found, *_of_packages(run, schema, has)]
 
 
-_MODULES = {"nvidia-modelopt": "modelopt", "nvidia-kitchen": "nvidia_kitchen"}
+_MODULES = {"nvidia-modelopt": "modelopt"}
+"""Packages that are imported under another name than their own."""
 
 
 def _of_packages(
@@ -103,7 +104,7 @@ def _of_packages(
         spec = schema.flags.get(flag)
         if spec is None or not spec.needs:
             continue
-        found = has(_MODULES[spec.needs])
+        found = has(_MODULES.get(spec.needs, spec.needs.replace("-", "_")))
         if found:
             continue
         unknown = ", and what the ranks' interpreter has is unknown here" if found is None else ""

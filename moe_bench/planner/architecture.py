@@ -220,7 +220,7 @@ def _indexed_layers(flags: _Flags, layers: int) -> tuple[bool, ...]:
     """As `is_dsa_skip_topk_layer` (core/transformer/experimental_attention_variant/dsa.py, 0.19.2)."""
     if _indexer(flags) is None:
         return (False,) * layers
-    every = flags.number("--dsa-indexer-topk-freq", 1)
+    every = max(flags.number("--dsa-indexer-topk-freq", 1), 1)
     first = max(flags.number("--dsa-indexer-skip-topk-offset", 0), 1)
     return tuple(max(layer - first, 0) % every == 0 for layer in range(1, layers + 1))
 

@@ -294,3 +294,18 @@ def test_a_package_that_this_interpreter_lacks_is_an_error_where_the_ranks_use_i
     assert "what the ranks' interpreter has is unknown here" in str(there[0])
     found = msgspec.structs.replace(NEEDS_YAML, when=(Condition(lacks="yaml"),))
     assert lint(run, known, {}, (found,), packages_here(run, local=True)) == []
+
+
+def test_a_flag_of_a_package_is_refused_where_the_package_is_not() -> None:
+    settings = laid_over(BASE, "--kitchen-recipe-number 1; --modelopt-enabled")
+    run, known = run_of(settings), schema.load(settings["mcore"])
+    asked: list[str] = []
+
+    def has(package: str) -> bool:
+        asked.append(package)
+        return package == "modelopt"
+
+    found = [one for one in lint(run, known, {}, (), has) if one.rule == "flag-of-a-package"]
+    assert [one.subject for one in found] == ["--kitchen-recipe-number 1"]
+    assert "only where nvidia-kitchen is installed" in found[0].reason
+    assert sorted(asked) == ["modelopt", "nvidia_kitchen"]
