@@ -6,7 +6,6 @@ import contextlib
 import logging
 import runpy
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,13 +225,14 @@ def _run_megatron(context: RankContext) -> None:
         # Megatron's way out after a signal, --exit-interval, --exit-duration-in-mins or --ckpt-convert-format (training.py);
         # and, without a status, of what cannot go on: its checkpoint loader, --adlr-autoresume (checkpointing.py,
         # global_vars.py; all in megatron/training, 0.19.2).
-        left_from = Path(traceback.extract_tb(leaving.__traceback__)[-1].filename)
-        if leaving.code is None and left_from.name != "training.py":
-            doing = {"checkpointing.py": "could not read the checkpoint and "}.get(
-                left_from.name, ""
-            )
+        from moe_bench.mcore.validation import own_frame  # noqa: PLC0415
+
+        frame = own_frame(leaving)
+        left_from = "" if frame is None else Path(frame.filename).name
+        if leaving.code is None and left_from in ("checkpointing.py", "global_vars.py"):
+            why = "could not read the checkpoint and " if left_from == "checkpointing.py" else ""
             raise MoeBenchError(
-                f"Megatron {doing}ended the run ({left_from.name}); what it said last, above, tells why"
+                f"Megatron {why}ended the run; what it said last, above, tells why"
             ) from leaving
         if leaving.code:
             raise
