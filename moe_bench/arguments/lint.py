@@ -51,6 +51,7 @@ _UNKNOWN = {
     "te": "the version of Transformer Engine is unknown here; set TE_VERSION to the container's",
     "torch": "the version of torch is unknown here; set TORCH_VERSION to the container's",
     "compute": "the GPU is unknown here; set GPU_ARCH, for example to h100",
+    "lacks": "what the ranks' interpreter has is unknown here",
 }
 
 
@@ -107,7 +108,7 @@ def _of_packages(
         found = has(_MODULES.get(spec.needs, spec.needs.replace("-", "_")))
         if found:
             continue
-        unknown = ", and what the ranks' interpreter has is unknown here" if found is None else ""
+        unknown = f", and {_UNKNOWN['lacks']}" if found is None else ""
         yield Finding(
             severity="note" if found is None else "error",
             rule="flag-of-a-package",
@@ -208,8 +209,6 @@ def _finding(rule: Rule, facts: Facts, *, is_known: bool) -> Finding:
         for name, text in _UNKNOWN.items()
         if facts.versions.get(name) is None and _asks(rule.when, name)
     ]
-    if _asks(rule.when, "lacks"):
-        unknown.append("what the ranks' interpreter has is unknown here")
     return Finding(
         severity=rule.severity if is_known else "note",
         rule=rule.name,

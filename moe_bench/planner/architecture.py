@@ -30,6 +30,8 @@ class LatentAttention:
 class Indexer:
     """What chooses the keys of sparse latent attention (core/transformer/experimental_attention_variant/dsa.py, 0.19.2)."""
 
+    rank: int
+    """Width of what its queries are made of: the compressed queries, or the layer's input."""
     heads: int
     head_dim: int
     topk: int
@@ -100,6 +102,10 @@ class Architecture:
     tied: bool
     mtp_layers: int
 
+    def indexer_of(self, index: int) -> Indexer | None:
+        """The layer's own; None where it has none, or takes the keys that a layer before chose."""
+        return self.indexer if self.is_indexed_layer[index] else None
+
     @classmethod
     def of(cls, args: Mapping[str, Setting]) -> Architecture:
         """Raises ArgumentsError where a needed flag is missing or unreadable."""
@@ -128,7 +134,7 @@ class Architecture:
             experts=_experts(flags, dense),
             latent=_latent(flags),
             is_indexed_layer=_indexed_layers(flags, layers),
-            indexer=_indexer(flags),
+            indexer=_indexer(flags, hidden),
             delta=_delta(flags),
             gated_unit=gated,
             linear_bias=bias,
@@ -206,10 +212,11 @@ def _latent(flags: _Flags) -> LatentAttention | None:
     )
 
 
-def _indexer(flags: _Flags) -> Indexer | None:
+def _indexer(flags: _Flags, hidden: int) -> Indexer | None:
     if flags.text("--experimental-attention-variant") != "dsa":
         return None
     return Indexer(
+        rank=flags.number("--q-lora-rank", 0) or hidden,
         heads=flags.number("--dsa-indexer-n-heads"),
         head_dim=flags.number("--dsa-indexer-head-dim"),
         topk=flags.number("--dsa-indexer-topk"),
@@ -218,7 +225,7 @@ def _indexer(flags: _Flags) -> Indexer | None:
 
 def _indexed_layers(flags: _Flags, layers: int) -> tuple[bool, ...]:
     """As `is_dsa_skip_topk_layer` (core/transformer/experimental_attention_variant/dsa.py, 0.19.2)."""
-    if _indexer(flags) is None:
+    if flags.text("--experimental-attention-variant") != "dsa":
         return (False,) * layers
     every = max(flags.number("--dsa-indexer-topk-freq", 1), 1)
     first = max(flags.number("--dsa-indexer-skip-topk-offset", 0), 1)

@@ -2,8 +2,8 @@
 
 Three times the forward pass (the backward pass takes twice as much), two operations for each
 weight a token meets (attention, router, chosen and shared experts, output layer), half the attention matrix because it
-is causal, only the window where a layer has one, only the chosen keys in sparse attention, whose indexer scores them all. Not counted: embedding look-up, norms, activations, recomputation,
-and the gated delta rule's state update.
+is causal, only the window where a layer has one, only the chosen keys in sparse attention, whose indexer scores them
+all. Not counted: embedding look-up, norms, activations, recomputation, and the gated delta rule's state update.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moe_bench.config.run import Setting
-from moe_bench.planner.architecture import Architecture, Experts
+from moe_bench.planner.architecture import Architecture, Experts, Indexer
 
 
 def per_token(args: Mapping[str, Setting], *, with_mtp: bool = True) -> float:
@@ -85,18 +85,14 @@ def _latent(arch: Architecture, index: int) -> float:
     keys_values += mla.kv_rank * arch.heads * (mla.qk_head_dim + mla.v_head_dim)
     out = arch.heads * mla.v_head_dim * arch.hidden
     found = 2.0 * (queries + keys_values + out) + _scores(arch, index, head_dim, mla.v_head_dim)
-    return found + (
-        _indexer(arch, mla.q_rank or arch.hidden) if arch.is_indexed_layer[index] else 0
-    )
+    indexer = arch.indexer_of(index)
+    return found + (_indexer(arch, indexer) if indexer else 0.0)
 
 
-def _indexer(arch: Architecture, rank: int) -> float:
+def _indexer(arch: Architecture, indexer: Indexer) -> float:
     """Projections, and the scores of all keys."""
-    indexer = arch.indexer
-    if indexer is None:
-        return 0.0
     channels = indexer.heads * indexer.head_dim
-    projections = rank * channels + arch.hidden * (indexer.head_dim + indexer.heads)
+    projections = indexer.rank * channels + arch.hidden * (indexer.head_dim + indexer.heads)
     return 2.0 * (projections + arch.seq_length / 2 * channels)
 
 

@@ -59,7 +59,7 @@ def attention(arch: Architecture, index: int) -> int:
     if arch.is_delta_layer[index] and arch.delta:
         return _delta(arch, arch.delta)
     if arch.latent:
-        indexer = arch.indexer if arch.is_indexed_layer[index] else None
+        indexer = arch.indexer_of(index)
         return _latent(arch, arch.latent) + (_indexer(arch, indexer) if indexer else 0)
     return _softmax(arch)
 
@@ -118,8 +118,7 @@ def _latent(arch: Architecture, mla: LatentAttention) -> int:
 
 def _indexer(arch: Architecture, indexer: Indexer) -> int:
     """Queries of the compressed queries, keys with a LayerNorm, and a weight for each head."""
-    rank = (arch.latent and arch.latent.q_rank) or arch.hidden
-    queries, keys = rank * indexer.heads, arch.hidden + 2
+    queries, keys = indexer.rank * indexer.heads, arch.hidden + 2
     return indexer.head_dim * (queries + keys) + arch.hidden * indexer.heads
 
 

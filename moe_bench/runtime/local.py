@@ -77,7 +77,7 @@ def _check(context: RankContext, flags: Sequence[str]) -> None:
 
 
 def _parse_and_exit() -> None:
-    from moe_bench.mcore.validation import own_frame, refusal, validate  # noqa: PLC0415
+    from moe_bench.mcore.validation import refusal, validate  # noqa: PLC0415
 
     code = 1
     try:
@@ -86,11 +86,9 @@ def _parse_and_exit() -> None:
     except SystemExit:
         pass  # argparse has said why
     except BaseException as error:  # noqa: BLE001 - a child's last words
-        if own_frame(error) is None:
-            sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
-        else:
-            refused = refusal(error, "")
-            sys.stderr.write(f"\n{refused.message} ({refused.where})\n")
+        refused = refusal(error, "")
+        where = f" ({refused.where})" if refused.where else ""
+        sys.stderr.write(f"\n{refused.message}{where}\n")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

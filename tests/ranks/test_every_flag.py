@@ -1,6 +1,6 @@
-"""Every flag of Megatron-Core 0.19, alone beside a small preset, trains or is refused before a rank starts.
+"""Flags of Megatron-Core 0.19, each alone beside a small preset, train or are refused before a rank starts.
 
-A switch is set, a flag with choices takes each, a number its own default: what is written out must be taken as what is not.
+A switch is set, a flag with choices takes each, a number its own default. Not here: texts, lists and numbers without a default.
 """
 
 from __future__ import annotations
