@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
-_ATTEMPT = re.compile(r"moe_bench: job \d+, restart \d+")
+_ATTEMPT = re.compile(
+    r"moe_bench: job \d+, restart \d+(?:, nodes \S+, rendezvous (?P<host>\S+):\d+)?"
+)
 _BY_SLURM = re.compile(
     r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+( DUE TO (?P<cause>[A-Z ]+?))?,? ?(SEE .*)?\*\*\*"
 )
@@ -38,6 +40,8 @@ class LastWords:
     """The rank whose end srun told first; None where it told of none."""
     first_line: str = ""
     """srun's word on it: Killed, Segmentation fault, Exited with exit code 1, ..."""
+    silent_host: str | None = None
+    """The node that ran the script, while the script has not spoken of its end: where the job has ended, that node is lost."""
 
 
 def last_words(logs: Path, job_id: str) -> LastWords:
@@ -54,8 +58,9 @@ def last_words(logs: Path, job_id: str) -> LastWords:
 
 def read(lines: list[str]) -> LastWords:
     """From the log's lines; those of earlier attempts count only while the newest has not begun to speak of its end."""
-    begun = max((i for i, line in enumerate(lines) if _ATTEMPT.search(line)), default=0)
-    found = LastWords()
+    attempts = [(i, match) for i, line in enumerate(lines) if (match := _ATTEMPT.search(line))]
+    begun, attempt = attempts[-1] if attempts else (0, None)
+    found = LastWords(silent_host=attempt["host"] if attempt else None)
     first: re.Match[str] | None = None
     for line in lines[begun:]:
         found = _after(line.strip(), found)
@@ -83,6 +88,6 @@ def _after_own(line: str, before: LastWords) -> LastWords:
     if _NOT_GOING_ON.search(line):
         ending = "failed" if before.ending == "failed" else "stopped"
         return LastWords(ending=ending, line=line, from_outside="node failure" in line)
-    if (match := _SRUN_ENDED.search(line)) and match[1] != "0":
-        return LastWords(ending="failed", line=line)
+    if match := _SRUN_ENDED.search(line):
+        return LastWords() if match[1] == "0" else LastWords(ending="failed", line=line)
     return before

@@ -40,7 +40,7 @@ WHY_PENDING = {
     "JobArrayTaskLimit": "the array runs as many tasks at once as it was told to",
     "Licenses": "a licence it needs is in use",
     "Reservation": "its reservation has not begun",
-    "NodeDown": "a node it was given is down; it starts again elsewhere",
+    "NodeDown": "a node it was given is down",
     "launch failed requeued held": (
         "it could not be started on its nodes and is held: see the node's slurmd, then scontrol release JOB"
     ),

@@ -145,8 +145,8 @@ def _state(
     if entry is None:
         return _state_from_files(now, words, submission)
     if entry.state == "PENDING":
-        before = f"; before that: {words.line}" if words.line else ""
-        return "pending", entry.explanation + before
+        ended = words.line or _lost_host(words)
+        return "pending", entry.explanation + (f"; before that: {ended}" if ended else "")
     if entry.ended:
         return _ended_state(now, entry, words)
     if now.state in {State.NOT_STARTED, State.STOPPED, State.FAILED}:  # of the attempt before
@@ -160,7 +160,16 @@ def _ended_state(now: Standing, entry: AnyJobState, words: LastWords) -> tuple[s
     if entry.state == "COMPLETED":
         return (State.STOPPED, words.line) if now.state is State.STOPPED else ("completed", None)
     said = None if entry.reason == "None" else entry.explanation
+    if entry.state == "NODE_FAIL":
+        said = _lost_host(words) or said
     return entry.state.lower().replace("_", " "), words.line or said
+
+
+def _lost_host(words: LastWords) -> str | None:
+    """Slurm's word on the end of an attempt reaches the log through the node that ran the script, and only through it."""
+    if words.silent_host is None:
+        return None
+    return f"Node failure on {words.silent_host}, which ran the job's script"
 
 
 def _state_from_files(

@@ -113,6 +113,38 @@ def test_a_requeued_job_says_why_it_stopped(
     assert "n2 does not answer" in found.why
 
 
+@pytest.mark.parametrize(
+    ("entry", "state"),
+    [
+        ("7|PENDING|BeginTime|0:00|20:00|", "pending"),
+        ("7|NODE_FAIL|NodeDown|1:00|20:00|n[1-2]", "node fail"),
+    ],
+)
+def test_the_loss_of_the_scripts_own_node_is_told_from_its_silence(
+    entry: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's words on the end would have reached the log through that node."""
+    write_run(tmp_path / "run", num_steps=3, finished=False)
+    begun = "moe_bench: job 7, restart 1, nodes n[1-2], rendezvous n1:20007"
+    run_dir = submitted(tmp_path / "run", "moe_bench: srun ended with 1", begun)
+    found = status(run_dir, monkeypatch, entry)
+    assert found.state == state
+    assert found.why is not None
+    assert found.why.endswith("Node failure on n1, which ran the job's script")
+    assert status(run_dir, monkeypatch, "7|RUNNING|None|1:00|20:00|n[1-2]").why is None
+
+
+def test_a_script_that_ended_by_itself_was_on_no_lost_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", num_steps=3, finished=False)
+    begun = "moe_bench: job 7, restart 0, nodes n[1-2], rendezvous n1:20007"
+    run_dir = submitted(tmp_path / "run", begun, "moe_bench: srun ended with 0")
+    found = status(run_dir, monkeypatch, "7|PENDING|BeginTime|0:00|20:00|")
+    assert found.why is not None
+    assert "before that" not in found.why
+
+
 def test_a_restarted_job_is_starting_until_its_ranks_speak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
