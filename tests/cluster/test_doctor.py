@@ -11,6 +11,8 @@ import pytest
 from tests.cluster.conftest import ROOT, Cluster
 
 DOCTOR = (sys.executable, "-m", "moe_bench", "doctor")
+NODES = ("--nodes=2", "--nodelist=n1,n2")
+"""By name: a job that has just ended may still hold one for a moment."""
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def test_both_nodes_are_asked_and_what_the_cluster_file_names_in_vain_is_found(
     cluster: Cluster, project: Path
 ) -> None:
     knobs = {"WORKSPACE": str(project), "CLUSTER": "ours", "MODEL": "Tiny-Qwen3"}
-    done = cluster.run("salloc", "--nodes=2", *DOCTOR, check=False, **knobs)
+    done = cluster.run("salloc", *NODES, *DOCTOR, check=False, **knobs)
     assert done.returncode == 1, done.stdout + done.stderr
     said = done.stdout.splitlines()
     assert "ok      nodes: 2 answer: n1, n2" in said
@@ -52,7 +54,7 @@ def test_both_nodes_are_asked_and_what_the_cluster_file_names_in_vain_is_found(
 
 def test_within_a_task_of_srun_all_nodes_are_asked_too(cluster: Cluster, tmp_path: Path) -> None:
     knobs = {"OUTPUT_PATH": str(tmp_path)}
-    srun = ("srun", "--nodes=2", "--ntasks-per-node=1", "--label")
+    srun = ("srun", *NODES, "--ntasks-per-node=1", "--label")
     done = cluster.run(*srun, *DOCTOR, check=False, **knobs)
     for task in ("0", "1"):
         said = [line[3:] for line in done.stdout.splitlines() if line.startswith(f"{task}: ")]
@@ -68,7 +70,7 @@ def test_a_node_whose_clock_is_wrong_is_named(cluster: Cluster, tmp_path: Path) 
     )
     date.chmod(0o755)
     done = cluster.run(
-        "salloc", "--nodes=2", *DOCTOR, check=False, PATH=f"{tmp_path}:{os.environ['PATH']}"
+        "salloc", *NODES, *DOCTOR, check=False, PATH=f"{tmp_path}:{os.environ['PATH']}"
     )
     assert done.returncode == 1
     assert "PROBLEM clocks: n2 is off by at least 5" in done.stdout, done.stdout
