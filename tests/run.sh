@@ -16,8 +16,18 @@ bootstrap dev
 cd "$WORKSPACE"
 if [[ $# -gt 0 ]]; then exec "$PYTHON" -m pytest "$@"; fi
 suite() { "$PYTHON" -m pytest -q --durations=10 -m "not slow and not gpu" "$@"; }
-# Unit tests are many and short: one worker a core. The others start ranks of their own, so they run one by one; those of
-# tests/ranks fork from a process that has imported Megatron behind the embedding, which no other test may do before.
+# Unit tests are many and short: one worker a core. The others start ranks and jobs of their own, which wait for one another
+# more than they compute: two processes side by side. Those of tests/ranks fork from a process that has imported Megatron
+# behind the embedding, which no other test may do before.
 suite -n 2 tests/unit
-suite tests/end_to_end tests/cluster
-suite tests/ranks
+log="$(mktemp)"
+set -m # its own group of processes, which can be interrupted
+suite tests/ranks </dev/null >"$log" 2>&1 &
+ranks=$!
+trap 'kill -INT -- "-$ranks" 2>/dev/null || true; rm -f "$log"' EXIT
+rc=0
+suite tests/end_to_end tests/cluster || rc=$?
+[[ "$rc" != 2 ]] || exit 2 # interrupted
+tail --pid="$ranks" --lines=+1 --follow "$log"
+wait "$ranks" || rc=$?
+exit "$rc"

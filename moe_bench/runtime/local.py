@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -96,6 +97,7 @@ def _parse_and_exit() -> None:
 
 
 def _launch(context: RankContext, flags: Sequence[str]) -> int:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.errors import (  # noqa: PLC0415
         ChildFailedError,
@@ -103,23 +105,25 @@ def _launch(context: RankContext, flags: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
 
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=context.local_world_size,
-        run_id="moe_bench",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="fork",
-    )
-    try:
-        elastic_launch(config, _rank_main)(list(flags))
-    except ChildFailedError as failure:
-        return _report(context, failure)
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval)
+    with tempfile.TemporaryDirectory(prefix="moe_bench-") as errors:  # torch would leave its own
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=context.local_world_size,
+            run_id="moe_bench",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            start_method="fork",
+            logs_specs=DefaultLogsSpecs(log_dir=errors),
+        )
+        try:
+            elastic_launch(config, _rank_main)(list(flags))
+        except ChildFailedError as failure:
+            return _report(context, failure)
+        except SignalException as stopped:
+            return 128 + int(stopped.sigval)
     return 0
 
 

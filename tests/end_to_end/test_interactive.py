@@ -18,7 +18,9 @@ SCRIPT = ["bash", str(REPOSITORY / "interactive_benchmarking.sh"), "--mock-data"
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     given = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    (tmp_path / "tmp").mkdir(exist_ok=True)
     given |= {
+        "TMPDIR": str(tmp_path / "tmp"),
         "MOE_BENCH_PYTHON": sys.executable,
         "OUTPUT_PATH": str(tmp_path / "runs dir"),
         "RUN_ID": "run",
@@ -28,6 +30,12 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
 
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "runs dir" / "run"
+
+
+def left_behind(tmp_path: Path) -> list[str]:
+    """What a run leaves outside its own directory, but for the cache of torch's compiler."""
+    names = (path.name for path in (tmp_path / "tmp").iterdir())
+    return [name for name in names if not name.startswith("torchinductor_")]
 
 
 def test_a_run_with_two_expert_ranks_trains_records_and_summarizes(tmp_path: Path) -> None:
@@ -57,6 +65,7 @@ def test_a_run_with_two_expert_ranks_trains_records_and_summarizes(tmp_path: Pat
     assert dry.stdout == (run_dir(tmp_path) / "launch.sh").read_text(), (
         "the dry run shows other bytes than ran"
     )
+    assert left_behind(tmp_path) == []
 
 
 def test_an_interrupt_stops_the_ranks_and_closes_the_record(tmp_path: Path) -> None:
@@ -88,6 +97,7 @@ def test_an_interrupt_stops_the_ranks_and_closes_the_record(tmp_path: Path) -> N
         ["pgrep", "-f", str(run_dir(tmp_path))], capture_output=True, text=True, check=False
     )
     assert left.stdout == ""
+    assert left_behind(tmp_path) == []
 
 
 def test_a_failing_rank_is_shown_in_its_own_words_and_recorded(tmp_path: Path) -> None:
