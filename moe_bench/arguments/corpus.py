@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from moe_bench.config.knobs import whole
+from moe_bench.config.knobs import says, whole
 from moe_bench.config.layers import EXPLICIT
 from moe_bench.config.run import Origin, Overridden, ResolvedRun, Setting, Substitution
+from moe_bench.errors import ConfigError
 
 SOURCES = (
     "--data-path",
@@ -20,6 +21,8 @@ SOURCES = (
 )
 """Flags that name data."""
 
+DEMO = "Shakespeare"
+"""The demo corpus, as DATASET names it."""
 BYTE_VOCABULARY = 257
 """Every byte is a token, 256 ends a document."""
 _MODEL = "--tokenizer-model"
@@ -39,6 +42,21 @@ def without_mocked(run: ResolvedRun) -> ResolvedRun:
         and (setting.origin.layer in EXPLICIT or (knob and knob.origin.layer in EXPLICIT))
     )
     return replace(run, args=args, substitutions=(*run.substitutions, *said))
+
+
+def refuse_unknown_set(run: ResolvedRun, *, has_demo: bool) -> None:
+    """Raises ConfigError for a DATASET that the user asks for and that leads to no data: the run would read others."""
+    asked, path = run.knobs.get("DATASET"), run.knobs.get("DATA_PATH")
+    if asked is None or asked.origin.layer != "environment" or (path and path.value):
+        return
+    if any(flag in run.args for flag in ("--mock-data", *SOURCES)):
+        return
+    if has_demo and asked.value == DEMO:
+        return
+    raise ConfigError(
+        f"{says('DATASET', asked)}: CLUSTER={run.knob('CLUSTER')} has no data of that name for {run.model}; name them as "
+        f"[{asked.value}:{run.model}] in the DATA_PATHS of its .conf, or set DATA_PATH; --mock-data trains without data"
+    )
 
 
 def with_demo(run: ResolvedRun, prefix: Path) -> ResolvedRun:

@@ -46,5 +46,8 @@ def of_start(run: ResolvedRun) -> Iterator[str]:
             f"{says('PRETRAIN', pretrain)}, but {load.spelled('--load')} ({load.origin.place}): training starts from that "
             "checkpoint; unset LOAD_PATH to start from scratch"
         )
+    ranks = run.knobs.get("REHEARSE_RANKS")
+    if ranks is not None and ranks.origin.layer == "environment" and not run.rehearsal:
+        yield f"{says('REHEARSE_RANKS', ranks)} changes nothing without REHEARSE=1"
     if not any(flag in run.args for flag in ("--mock-data", *SOURCES)):
         yield "DATA_PATH is not set: Megatron trains on made-up tokens; --mock-data says so"

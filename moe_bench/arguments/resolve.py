@@ -91,6 +91,7 @@ def resolve_gathered(
         ),
     )
     _check_agreement(run)
+    corpus.refuse_unknown_set(run, has_demo=request.demo_prefix is not None)
     run = chain.chained(corpus.without_mocked(run))
     if request.local:
         run = _for_this_machine(run, machine, request, flags)

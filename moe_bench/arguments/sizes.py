@@ -78,6 +78,8 @@ def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str
         run = _on_fewer_gpus(run, machine.gpus)
     sizes = Sizes.of(run)
     nodes = _local("NNODES", "1", "this machine", run, given)
+    if nodes.value != "1":
+        _refuse_lone_node(run, nodes, machine)
     if machine.device == "cuda":
         count, why = _gpu_ranks(run, machine.gpus, sizes.smallest_world)
         ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
@@ -91,6 +93,26 @@ def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str
         ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
         _refuse_too_many(run, ranks, sizes)
     return replace(run, knobs={**run.knobs, "NNODES": nodes, "GPUS_PER_NODE": ranks})
+
+
+def _refuse_lone_node(run: ResolvedRun, nodes: Setting, machine: Machine) -> None:
+    """Without a scheduler each machine is told which of them it is, and where the first one is."""
+    several = "bash ./sbatch_benchmarking.sh starts a run on several machines"
+    if machine.device == "cpu":
+        raise ConfigError(
+            f"{says('NNODES', nodes)}: CPU ranks are those of one machine; GPUS_PER_NODE says how many; {several}"
+        )
+    if "MASTER_ADDR" not in run.knobs:
+        raise ConfigError(
+            f"{says('NNODES', nodes)}, and MASTER_ADDR is not set: on each machine set it to the host of the first, and "
+            f"NODE_RANK to 0, 1, ...; {several}"
+        )
+    rank = run.knobs.get("NODE_RANK")
+    if rank is not None and int(rank.value) >= int(nodes.value):
+        raise ConfigError(
+            f"{says('NODE_RANK', rank)} is none of the machines of {says('NNODES', nodes)}: they are counted from 0 to "
+            f"{int(nodes.value) - 1}"
+        )
 
 
 def _on_fewer_gpus(run: ResolvedRun, gpus: int) -> ResolvedRun:
@@ -340,7 +362,7 @@ def _check_pipeline_knobs(run: ResolvedRun, found: pipeline.Pipeline) -> None:
     """What the caller said of the pipeline is what it is: a flag, a YAML or a layout that says otherwise is named."""
     first, last = found.layers_of_rank(0), found.layers_of_rank(found.pp - 1)
     each = {len(stage.layers) for stage in found.stages}
-    is_even = len(each) == 1 and found.pp > 1
+    is_even = len(each) == 1
     true_of = {"VPP": found.vpp, "PP_FIRST": len(first), "PP_LAST": len(last)}
     true_of |= {"LAYERS_PER_VP": each.pop()} if is_even else {}
     for name, number in true_of.items():

@@ -71,6 +71,7 @@ def local(words: tuple[str, ...]) -> None:
     announce(run, request)
     launcher = LocalLauncher(project=request.project, python=sys.executable, device=machine.device)
     plan = launcher.render(run)
+    say_notes(plan)
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return

@@ -76,6 +76,11 @@ _NUMBERS = (
         flag="--train-iters",
     ),
     Knob(
+        name="NODE_RANK",
+        kind="number",
+        about="this node's number in a run over several machines without a scheduler",
+    ),
+    Knob(
         name="MAX_REQUEUES",
         kind="number",
         about="times a job may put itself back into the queue; 0 never",
@@ -131,7 +136,14 @@ _CHOICES = (
     Knob(
         name="DRY_RUN", kind="switch", about="1: print what would run, start nothing", default="0"
     ),
+    Knob(name="EXCLUSIVE", kind="switch", about="0: share nodes with other jobs"),
     Knob(name="RUN_TIME", kind="duration", about="time limit of the job"),
+    Knob(
+        name="WANDB_MODE",
+        kind="choice",
+        about="online, offline or disabled",
+        choices=("online", "offline", "disabled", "shared", "dryrun", "run"),
+    ),
     Knob(
         name="K8S_KIND",
         kind="choice",
@@ -167,7 +179,6 @@ _TEXTS = _texts(
     ("CONTAINER_MOUNTS", "container mounts, host:container,..."),
     ("COMMENT", "appended to the W&B experiment's name"),
     ("WANDB_PROJECT", "W&B project"),
-    ("WANDB_MODE", "online, offline or disabled"),
     ("WANDB_ENTITY", "W&B team or user"),
     ("WANDB_RUN_GROUP", "W&B group, for example of a sweep"),
     ("WANDB_TAGS", "W&B tags: a,b"),
@@ -182,7 +193,6 @@ _TEXTS = _texts(
     ("MASTER_ADDR", "host of the rendezvous"),
     ("CONTAINER_RUNTIME", "pyxis, apptainer, docker or none"),
     ("SRUN_MPI", "srun's --mpi"),
-    ("EXCLUSIVE", "0: share nodes with other jobs"),
     ("QOS", "Slurm quality of service"),
     ("RESERVATION", "Slurm reservation"),
     ("CONSTRAINT", "Slurm node features"),
@@ -191,7 +201,6 @@ _TEXTS = _texts(
     ("EXCLUDE", "nodes to avoid"),
     ("NODELIST", "nodes to use"),
     ("DEPENDENCY", "Slurm dependency, for example singleton"),
-    ("NODE_RANK", "this node's number in a run over several machines without a scheduler"),
     ("BINDPCIE_PATH", "a program put before python, for CPU affinity"),
     ("RUN_ID", "name of the run; default: model, time and a random tail"),
     (

@@ -16,7 +16,15 @@ from moe_bench.arguments.emit import argv
 from moe_bench.config.run import ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import JobHandle, JobState, LaunchPlan
-from moe_bench.launch.script import before_python, by_flag, printable
+from moe_bench.launch.script import (
+    CONTAINER_KNOBS,
+    KUBERNETES_KNOBS,
+    SLURM_KNOBS,
+    before_python,
+    by_flag,
+    printable,
+    without_effect,
+)
 from moe_bench.secrets import is_secret
 
 SCRIPT = "launch.sh"
@@ -42,8 +50,13 @@ class LocalLauncher:
 
     def render(self, run: ResolvedRun) -> LaunchPlan:
         """Pure: the same run gives the same bytes."""
+        here = "the ranks start on this machine as it is, without a scheduler or a container"
+        names = (*SLURM_KNOBS, *KUBERNETES_KNOBS, *CONTAINER_KNOBS)
         return LaunchPlan(
-            launcher="local", filename=SCRIPT, script="".join(self._lines(run)), environment={}
+            launcher="local",
+            filename=SCRIPT,
+            script="".join(self._lines(run)),
+            notes=tuple(without_effect(run, names, here)),
         )
 
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:

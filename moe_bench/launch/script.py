@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from moe_bench.config.knobs import KNOBS, says
 from moe_bench.config.run import ResolvedRun
 
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 """Variables that ranks may need and no script holds: a container must be told to take them over by their names."""
+
+KUBERNETES_KNOBS = tuple(name for name in KNOBS if name.startswith("K8S_"))
+SLURM_KNOBS = (
+    *("ACCOUNT", "PARTITION", "QOS", "RESERVATION", "CONSTRAINT", "EXCLUDE", "NODELIST", "SEGMENT"),
+    *("GRES", "MEM", "CPUS_PER_TASK", "EXCLUSIVE", "DEPENDENCY", "RUN_NAME", "RUN_TIME"),
+    *("SIGNAL_BEFORE_S", "MAX_REQUEUES", "SRUN_MPI"),
+)
+CONTAINER_KNOBS = ("CONTAINER_IMAGE", "CONTAINER_MOUNTS", "CONTAINER_RUNTIME")
+
+
+def without_effect(run: ResolvedRun, names: Iterable[str], why: str) -> Iterator[str]:
+    """One sentence for those of the knobs that the caller's environment sets; a cluster's .conf may hold them for others."""
+    knobs = {name: run.knobs[name] for name in names if name in run.knobs}
+    said = [
+        says(name, knob)
+        for name, knob in knobs.items()
+        if knob.value and knob.origin.layer == "environment"
+    ]
+    if said:
+        yield f"{', '.join(said)}: no effect, for {why}"
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,13 @@ from moe_bench.launch import queue, sbatch, time_limit
 from moe_bench.launch.containers import Container, container_of
 from moe_bench.launch.launcher import JobHandle, LaunchPlan
 from moe_bench.launch.queue import QueueEntry
-from moe_bench.launch.script import before_python, by_flag, printable
+from moe_bench.launch.script import (
+    KUBERNETES_KNOBS,
+    before_python,
+    by_flag,
+    printable,
+    without_effect,
+)
 from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
 
 PROBE_TIMEOUT_S = 30
@@ -149,6 +155,9 @@ def _notes(run: ResolvedRun) -> Iterator[str]:
             f"CONTAINER_MOUNTS ({run.place('CONTAINER_MOUNTS')}) does nothing without CONTAINER_IMAGE: "
             "the ranks run on the nodes themselves"
         )
+    yield from without_effect(run, KUBERNETES_KNOBS, "the job is Slurm's")
+    rendezvous = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    yield from without_effect(run, rendezvous, "the job's own nodes and number tell")
     if "--save" not in run.args:
         yield "nothing is saved: a job that reaches its time limit or loses a node starts over or ends (--save FOLDER)"
 

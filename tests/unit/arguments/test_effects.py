@@ -50,6 +50,11 @@ def test_a_run_without_data_says_that_megatron_makes_them_up(project: Project) -
     assert project.resolve(flags=["--mock-data"]).notes == ()
 
 
+def test_the_ranks_of_a_rehearsal_are_asked_for_in_vain_without_one(project: Project) -> None:
+    (note,) = project.resolve({"REHEARSE_RANKS": "4"}).notes
+    assert note == "REHEARSE_RANKS=4 (environment) changes nothing without REHEARSE=1"
+
+
 def test_a_rehearsal_is_never_submitted(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"REHEARSE=1 \(environment\) .* on this machine"):
         project.resolve({"REHEARSE": "1"}, local=False)

@@ -342,6 +342,26 @@ def test_the_demo_corpus_is_read_only_where_no_data_is_named(project: Project) -
     assert any("HuggingFaceTokenizer" in one.asked for one in run.substitutions)
 
 
+def test_a_data_set_that_leads_to_no_data_is_refused_before_others_are_read(
+    project: Project,
+) -> None:
+    path = project.root / MODELS / "Tiny-Test.yaml"
+    path.write_text(path.read_text().replace("/data/text", "${DATA_PATH}"))
+    demo = Path("/corpus/demo")
+    for local, prefix in ((True, demo), (False, None)):
+        with pytest.raises(
+            ConfigError, match=r"DATASET=wiki \(environment\): CLUSTER=local has no"
+        ):
+            project.resolve({"DATASET": "wiki"}, local=local, machine=CPU, demo_prefix=prefix)
+    with pytest.raises(ConfigError, match="DATASET=Shakespeare"):
+        project.resolve({"DATASET": "Shakespeare"})
+    run = project.resolve({"DATASET": "Shakespeare"}, local=True, machine=CPU, demo_prefix=demo)
+    assert run.args["--data-path"].value == str(demo)
+    assert "--mock-data" in project.resolve({"DATASET": "wiki"}, ["--mock-data"]).args
+    project.write(f"{CLUSTERS}/local.conf", "export DATA_PATH=${DATA_PATH:-/sets/${DATASET:-}}\n")
+    assert project.resolve({"DATASET": "wiki"}).args["--data-path"].value == "/sets/wiki"
+
+
 # The repository's own files
 
 

@@ -9,6 +9,7 @@ import pytest
 from moe_bench.arguments.sizes import pipeline_of
 from moe_bench.config.machine import Machine
 from moe_bench.errors import ConfigError
+from moe_bench.launch.local import LocalLauncher
 from tests.support.projects import CPU, GPUS, Project, repository
 
 
@@ -89,6 +90,7 @@ def test_query_groups_and_tp(project: Project) -> None:
             ["--pipeline-model-parallel-layout", "Et|t|t|tL"],
             "VPP=3 (environment), but by --pipeline-model-parallel-layout",
         ),
+        ({"LAYERS_PER_VP": "3"}, [], "and --num-layers 4 (NUM_LAYERS of"),
         (
             {"PP": "2"},
             ["--pipeline-model-parallel-layout", "Ett|ttmL"],
@@ -100,6 +102,34 @@ def test_layers_that_do_not_add_up(
     project: Project, given: dict[str, str], flags: list[str], said: str
 ) -> None:
     assert said in refusal(project, given, *flags)
+
+
+@pytest.mark.parametrize(
+    ("machine", "given", "said"),
+    [
+        (CPU, {}, "NNODES=2 (environment): CPU ranks are those of one machine"),
+        (GPUS, {}, "NNODES=2 (environment), and MASTER_ADDR is not set"),
+        (
+            GPUS,
+            {"MASTER_ADDR": "first", "NODE_RANK": "2"},
+            "NODE_RANK=2 (environment) is none of the machines of NNODES=2 (environment): they are counted from 0 to 1",
+        ),
+    ],
+)
+def test_several_machines_without_a_scheduler(
+    project: Project, machine: Machine, given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        project.resolve({"NNODES": "2", "GBS": "16"} | given, machine=machine, local=True)
+    assert said in str(caught.value)
+
+
+def test_each_machine_is_told_which_it_is(project: Project) -> None:
+    given = {"NNODES": "2", "GBS": "16", "MASTER_ADDR": "first", "NODE_RANK": "1"}
+    run = project.resolve(given, machine=GPUS, local=True)
+    assert run.world_size == 16
+    script = LocalLauncher(project=project.root, python="python", device="cuda").render(run).script
+    assert "--nnodes 2 --master-addr first --master-port 6000 --node-rank 1" in script
 
 
 def test_no_mtp_layers_is_a_number_of_layers(project: Project) -> None:
