@@ -80,6 +80,7 @@ FROM_A_MODEL = (
     "GPTSentencePieceTokenizer",
     "HuggingFaceTokenizer",
     "Llama2Tokenizer",
+    "SFTTokenizer",
     "SentencePieceTokenizer",
     "TikTokenizer",
 )

@@ -17,6 +17,7 @@ import pytest
 from moe_bench.arguments import schema
 from moe_bench.arguments.emit import argv
 from moe_bench.arguments.resolve import Identity, resolve_run
+from moe_bench.cli._inputs import refuse_unnamed_tokenizer
 from moe_bench.config.gather import Request
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import ResolvedRun
@@ -73,9 +74,11 @@ def resolved(model: str, words: list[str], folder: Path) -> ResolvedRun | None:
     )
     identity = Identity(run_id="run", folder=folder)
     try:
-        return resolve_run(request, Machine(device="cpu", gpus=0, cores=2), identity)
+        run = resolve_run(request, Machine(device="cpu", gpus=0, cores=2), identity)
+        refuse_unnamed_tokenizer(run)
     except MoeBenchError:
         return None
+    return run
 
 
 def refused_by_megatron(words: tuple[str, ...]) -> str:

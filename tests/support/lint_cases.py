@@ -131,6 +131,10 @@ CASES: dict[str, tuple[str, str]] = {
         "--tokenizer-type GPT2BPETokenizer; lacks=wget",
         "--vocab-file /v; --merge-file /m",
     ),
+    "multimodal-tokenizers-have-their-own-script": (
+        "--tokenizer-type NullMultimodalTokenizer",
+        "--tokenizer-type NullTokenizer",
+    ),
     "eval-interval-is-at-least-1": ("--eval-interval 0", "--eval-interval 1"),
     "log-interval-is-at-least-1": ("--log-interval 0", "--log-interval 1"),
     "tensorboard-log-interval-is-at-least-1": (
