@@ -79,7 +79,7 @@ def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str
     sizes = Sizes.of(run)
     nodes = _local("NNODES", "1", "this machine", run, given)
     if nodes.value != "1":
-        _refuse_lone_node(run, nodes, machine)
+        _refuse_several_machines(run, nodes, machine)
     if machine.device == "cuda":
         count, why = _gpu_ranks(run, machine.gpus, sizes.smallest_world)
         ranks = _local("GPUS_PER_NODE", str(count), why, run, given)
@@ -95,7 +95,7 @@ def with_local_world(run: ResolvedRun, machine: Machine, given: Mapping[str, str
     return replace(run, knobs={**run.knobs, "NNODES": nodes, "GPUS_PER_NODE": ranks})
 
 
-def _refuse_lone_node(run: ResolvedRun, nodes: Setting, machine: Machine) -> None:
+def _refuse_several_machines(run: ResolvedRun, nodes: Setting, machine: Machine) -> None:
     """Without a scheduler each machine is told which of them it is, and where the first one is."""
     several = "bash ./sbatch_benchmarking.sh starts a run on several machines"
     if machine.device == "cpu":
@@ -362,9 +362,9 @@ def _check_pipeline_knobs(run: ResolvedRun, found: pipeline.Pipeline) -> None:
     """What the caller said of the pipeline is what it is: a flag, a YAML or a layout that says otherwise is named."""
     first, last = found.layers_of_rank(0), found.layers_of_rank(found.pp - 1)
     each = {len(stage.layers) for stage in found.stages}
-    is_even = len(each) == 1
     true_of = {"VPP": found.vpp, "PP_FIRST": len(first), "PP_LAST": len(last)}
-    true_of |= {"LAYERS_PER_VP": each.pop()} if is_even else {}
+    if len(each) == 1:
+        true_of["LAYERS_PER_VP"] = each.pop()
     for name, number in true_of.items():
         knob = run.knobs.get(name)
         if knob is None or knob.origin.layer not in EXPLICIT:

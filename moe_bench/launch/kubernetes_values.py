@@ -14,7 +14,7 @@ from moe_bench.arguments.emit import argv
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 from moe_bench.launch import time_limit
-from moe_bench.launch.script import SECRETS, before_python, is_on_cpu
+from moe_bench.launch.script import SECRETS, before_python, is_on_cpu, without_effect
 
 CHART = Path(__file__).parent / "chart"
 RUN_LABEL = "moe-bench/run"
@@ -114,9 +114,7 @@ def _refuse_slurm_only(run: ResolvedRun) -> None:
 
 def without_meaning(run: ResolvedRun) -> Iterator[str]:
     """One line for each knob of Slurm's that is set and does nothing here."""
-    for name in _WITHOUT_MEANING:
-        if run.knob(name):
-            yield f"{name}={run.knob(name)} ({run.place(name)}) is Slurm's and does nothing on Kubernetes"
+    return without_effect(run, _WITHOUT_MEANING, "is Slurm's and does nothing on Kubernetes")
 
 
 # Paths

@@ -50,13 +50,13 @@ class LocalLauncher:
 
     def render(self, run: ResolvedRun) -> LaunchPlan:
         """Pure: the same run gives the same bytes."""
-        here = "the ranks start on this machine as it is, without a scheduler or a container"
+        why = "does nothing: the ranks start on this machine as it is, without a scheduler or a container"
         names = (*SLURM_KNOBS, *KUBERNETES_KNOBS, *CONTAINER_KNOBS)
         return LaunchPlan(
             launcher="local",
             filename=SCRIPT,
             script="".join(self._lines(run)),
-            notes=tuple(without_effect(run, names, here)),
+            notes=tuple(without_effect(run, names, why, only_from="environment")),
         )
 
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:

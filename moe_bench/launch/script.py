@@ -19,16 +19,14 @@ SLURM_KNOBS = (
 CONTAINER_KNOBS = ("CONTAINER_IMAGE", "CONTAINER_MOUNTS", "CONTAINER_RUNTIME")
 
 
-def without_effect(run: ResolvedRun, names: Iterable[str], why: str) -> Iterator[str]:
-    """One sentence for those of the knobs that the caller's environment sets; a cluster's .conf may hold them for others."""
-    knobs = {name: run.knobs[name] for name in names if name in run.knobs}
-    said = [
-        says(name, knob)
-        for name, knob in knobs.items()
-        if knob.value and knob.origin.layer == "environment"
-    ]
-    if said:
-        yield f"{', '.join(said)}: no effect, for {why}"
+def without_effect(
+    run: ResolvedRun, names: Iterable[str], why: str, *, only_from: str | None = None
+) -> Iterator[str]:
+    """One sentence for each of the knobs that is set. `only_from`: the one layer that counts, where other layers speak to others."""
+    for name in names:
+        knob = run.knobs.get(name)
+        if knob is not None and knob.value and only_from in (None, knob.origin.layer):
+            yield f"{says(name, knob)} {why}"
 
 
 def printable(text: str) -> str:

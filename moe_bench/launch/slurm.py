@@ -29,6 +29,7 @@ from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
 
 PROBE_TIMEOUT_S = 30
 """How long each node has, after a failure, to start a task; one that does not is taken for dead."""
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _GO_ON = 'go_on "stopped with steps left"'
 _NO_CHECKPOINT = 'echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"'
@@ -155,9 +156,11 @@ def _notes(run: ResolvedRun) -> Iterator[str]:
             f"CONTAINER_MOUNTS ({run.place('CONTAINER_MOUNTS')}) does nothing without CONTAINER_IMAGE: "
             "the ranks run on the nodes themselves"
         )
-    yield from without_effect(run, KUBERNETES_KNOBS, "the job is Slurm's")
-    rendezvous = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    yield from without_effect(run, rendezvous, "the job's own nodes and number tell")
+    for names, why in (
+        (KUBERNETES_KNOBS, "is Kubernetes' and does nothing under Slurm"),
+        (_RENDEZVOUS, "does nothing under Slurm: the job's own nodes and number tell"),
+    ):
+        yield from without_effect(run, names, why, only_from="environment")
     if "--save" not in run.args:
         yield "nothing is saved: a job that reaches its time limit or loses a node starts over or ends (--save FOLDER)"
 
