@@ -102,13 +102,14 @@ def _refuse_several_machines(run: ResolvedRun, nodes: Setting, machine: Machine)
         raise ConfigError(
             f"{says('NNODES', nodes)}: CPU ranks are those of one machine; GPUS_PER_NODE says how many; {several}"
         )
-    if "MASTER_ADDR" not in run.knobs:
+    missing = [name for name in ("MASTER_ADDR", "NODE_RANK") if name not in run.knobs]
+    if missing:
         raise ConfigError(
-            f"{says('NNODES', nodes)}, and MASTER_ADDR is not set: on each machine set it to the host of the first, and "
-            f"NODE_RANK to 0, 1, ...; {several}"
+            f"{says('NNODES', nodes)}: not set: {', '.join(missing)}; on each machine set MASTER_ADDR to the host of the "
+            f"first, and NODE_RANK to 0, 1, ...; {several}"
         )
-    rank = run.knobs.get("NODE_RANK")
-    if rank is not None and int(rank.value) >= int(nodes.value):
+    rank = run.knobs["NODE_RANK"]
+    if int(rank.value) >= int(nodes.value):
         raise ConfigError(
             f"{says('NODE_RANK', rank)} is none of the machines of {says('NNODES', nodes)}: they are counted from 0 to "
             f"{int(nodes.value) - 1}"

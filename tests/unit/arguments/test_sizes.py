@@ -108,7 +108,8 @@ def test_layers_that_do_not_add_up(
     ("machine", "given", "said"),
     [
         (CPU, {}, "NNODES=2 (environment): CPU ranks are those of one machine"),
-        (GPUS, {}, "NNODES=2 (environment), and MASTER_ADDR is not set"),
+        (GPUS, {}, "NNODES=2 (environment): not set: MASTER_ADDR, NODE_RANK; on each machine"),
+        (GPUS, {"MASTER_ADDR": "first"}, "NNODES=2 (environment): not set: NODE_RANK; on each"),
         (
             GPUS,
             {"MASTER_ADDR": "first", "NODE_RANK": "2"},
