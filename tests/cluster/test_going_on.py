@@ -20,15 +20,21 @@ from tests.cluster.jobs import (
     wait_for_step,
 )
 
-ENDLESS = ("--train-iters", "20000", "--save-interval", "20")
+ENDLESS = ("--train-iters", "20000")
+OFTEN = 20
+SELDOM = 10_000
+"""Steps between a run's regular checkpoints: a few seconds, and longer than any test."""
 GOES_ON = 5
 """Steps after the resumption that are compared."""
 
 
-def submit_saving(cluster: Cluster, base: Path, name: str, **knobs: str) -> tuple[str, Path]:
-    """A run that would train for hours and saves every 20 steps."""
+def submit_saving(
+    cluster: Cluster, base: Path, name: str, interval: int, **knobs: str
+) -> tuple[str, Path]:
+    """A run that would train for hours and saves every `interval` steps."""
+    every = ("--save-interval", str(interval))
     save = () if "DEPENDENCY" in knobs else ("--save", str(base / name / "checkpoints"))
-    return submit(cluster, base, name, *ENDLESS, *save, **knobs)
+    return submit(cluster, base, name, *ENDLESS, *every, *save, **knobs)
 
 
 class Unbroken:
@@ -99,10 +105,12 @@ def resumption(cluster: Cluster, job: str, run_dir: Path, timeout_s: float) -> i
 def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
     cluster: Cluster, tmp_path: Path, unbroken: Unbroken
 ) -> None:
-    """A real RUN_TIME, Slurm's shortest, and Slurm's own warning before it."""
-    job, run_dir = submit_saving(
-        cluster, tmp_path, "limited", RUN_TIME="00:01:00", SIGNAL_BEFORE_S="10"
-    )
+    """A real RUN_TIME, Slurm's shortest, and Slurm's own warning before it.
+
+    No regular checkpoint is due before hours: what it goes on from was saved because of the warning.
+    """
+    limit = {"RUN_TIME": "00:01:00", "SIGNAL_BEFORE_S": "10"}
+    job, run_dir = submit_saving(cluster, tmp_path, "limited", SELDOM, **limit)
     wait_for_step(run_dir, 1)
     unbroken.begin()
     resumed_at = resumption(cluster, job, run_dir, timeout_s=400)
@@ -116,7 +124,7 @@ def test_a_job_warned_of_its_time_limit_saves_and_goes_on_with_the_same_losses(
     assert "stopped with steps left: requeueing job" in log
     assert "DUE TO TIME LIMIT" not in log
     made = losses(run_dir)[: resumed_at + GOES_ON]
-    assert resumed_at % 20 != 0  # not one of the regular ones: saved because of the warning
+    assert 0 < resumed_at < SELDOM
     assert made == unbroken.first(resumed_at + GOES_ON)
 
 
@@ -131,8 +139,8 @@ def test_a_dead_node_is_named_and_the_job_goes_on_from_its_checkpoint(
 
     Where the node ran the job's script, too, nobody is left to write Slurm's words into the job's log.
     """
-    job, run_dir = submit_saving(cluster, tmp_path, "bereft")
-    wait_for_step(run_dir, 25)
+    job, run_dir = submit_saving(cluster, tmp_path, "bereft", OFTEN)
+    wait_for_step(run_dir, OFTEN + 5)
     script_host, other = nodes_of(cluster, job)
     dead = script_host if runs_script else other
     cluster.node("kill-node", dead)
@@ -149,8 +157,8 @@ def test_a_dead_node_is_named_and_the_job_goes_on_from_its_checkpoint(
     finally:
         # Not sooner: a minute later Slurm sends once more what it could not tell the dead node, which is to end this job.
         cluster.node("start-node", dead)
-    assert resumed_at >= 20
-    assert resumed_at % 20 == 0
+    assert resumed_at >= OFTEN
+    assert resumed_at % OFTEN == 0
     wait_for_step(run_dir, last_step(run_dir) + 1)
     while last_step(run_dir) < resumed_at + GOES_ON:
         time.sleep(0.2)
@@ -189,8 +197,8 @@ def test_two_submissions_of_one_name_go_on_from_one_another(
     cluster: Cluster, tmp_path: Path, unbroken: Unbroken
 ) -> None:
     chain = {"DEPENDENCY": "singleton", "RUN_NAME": "chained", "MAX_REQUEUES": "0"}
-    first_job, first = submit_saving(cluster, tmp_path, "first", **chain)
-    second_job, second = submit_saving(cluster, tmp_path, "second", **chain)
+    first_job, first = submit_saving(cluster, tmp_path, "first", SELDOM, **chain)
+    second_job, second = submit_saving(cluster, tmp_path, "second", SELDOM, **chain)
     wait_for_step(first, 3)
     assert "waits for another job to end" in status(cluster, second)
     cluster.run("scancel", "--batch", "--signal=USR1", first_job)
