@@ -6,7 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -56,9 +56,10 @@ def prepare_demo_corpus(run: ResolvedRun, *, project: Path) -> None:
 def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
     """Start the plan and show it until its end. Returns the exit code: 0 done, 1 a rank failed, 128+N on signal N."""
     print(f"run directory {run.run_dir}", flush=True)
-    with _told():
+    with _told() as listen:
         process = local.start(plan, run)
         try:
+            listen()
             status = follow(run.run_dir, process)
         except Told as told:
             _stop(process, run)
@@ -71,17 +72,30 @@ def watch(plan: LaunchPlan, run: ResolvedRun) -> int:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Within the block a signal to stop raises Told; one that was ignored before (nohup) still is."""
+def _told() -> Iterator[Callable[[], None]]:
+    """Within the block a signal to stop is kept until what this yields is called, and raises Told from then on.
+
+    One that was ignored before (nohup) still is.
+    """
+    kept: list[int] = []
+    listening = False
 
     def tell(number: int, _frame: object) -> None:
-        raise Told(number)
+        if listening:
+            raise Told(number)
+        kept.append(number)
+
+    def listen() -> None:
+        nonlocal listening
+        listening = True
+        if kept:
+            raise Told(kept[0])
 
     stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [number for number in stopping if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, tell) for number in heard}
     try:
-        yield
+        yield listen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -44,18 +44,25 @@ def test_without_a_traceback_the_last_lines_are_shown() -> None:
 
 
 WATCHING = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from moe_bench.cli._watching import watch
-from moe_bench.launch import directory
+from moe_bench.launch import directory, local
 from moe_bench.launch.launcher import LaunchPlan
 from tests.support.runs import make_run
+class Interrupted(local.subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        while not (run.run_dir / "launch.sh.ready").exists(): pass
+        os.kill(os.getpid(), signal.SIGTERM)
+if "early" in sys.argv:
+    local.subprocess.Popen = Interrupted
 script = 'trap "echo told > $0.told; exit 143" TERM; echo > $0.ready; while :; do sleep 0.05; done'
 run, plan = make_run(Path(sys.argv[1]), PROFILE="0"), LaunchPlan(launcher="local", filename="launch.sh", script=script)
 directory.create(run, plan)
 sys.exit(watch(plan, run))
 """
-"""Watches a script that stands in for a run's own."""
+"""Watches a script that stands in for a run's own; `early`: told to stop before it has its process."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -63,20 +70,36 @@ def test_a_signal_to_the_command_is_passed_on_to_the_runs_script(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", WATCHING, str(run_dir)],
+    process = watching(run_dir)
+    deadline_s = time.monotonic() + 60
+    while not (run_dir / "launch.sh.ready").exists() and process.poll() is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert_told(run_dir, said)
+
+
+def test_a_signal_that_comes_while_the_script_is_started_is_passed_on_too(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = watching(run_dir, "early")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert_told(run_dir, said)
+
+
+def watching(run_dir: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WATCHING, str(run_dir), *words],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline_s = time.monotonic() + 20
-    while not (run_dir / "launch.sh.ready").exists() and process.poll() is None:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=20)
-    assert process.returncode == 128 + number, said
+
+
+def assert_told(run_dir: Path, said: str) -> None:
     assert "interrupted: after this step the ranks end" in said
     assert (run_dir / "launch.sh.told").exists()
     assert '"outcome":"interrupted"' in (run_dir / "results/events-launcher.jsonl").read_text()
