@@ -7,9 +7,13 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -82,6 +86,39 @@ LOAD_WITHOUT_GRADIENTS = Patch(
 )
 
 
+def _saving_whole_files(original: ModuleType) -> ModuleType:
+    numpy: Any = ModuleType(original.__name__)
+    vars(numpy).update(vars(original))
+
+    def save(file: str, *args: Any, **kwargs: Any) -> None:
+        aside = Path(f"{file}.{uuid.uuid4().hex}.tmp")
+        try:
+            with aside.open("wb") as stream:
+                original.save(stream, *args, **kwargs)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    numpy.save = save
+    return numpy
+
+
+WHOLE_INDEX_FILES = tuple(
+    Patch(
+        module=f"megatron.core.datasets.{name}",
+        attribute="numpy",
+        make=_saving_whole_files,
+        upstream=f"megatron/core/datasets/{name}.py, 0.11 to 0.19.2",
+        reason="it saves an index under the name by whose mere presence other runs take --data-cache-path for filled: "
+        "one that starts meanwhile reads half a file",
+        remove_when="the files are written aside and renamed",
+    )
+    for name in ("gpt_dataset", "blended_dataset")
+)
+
+
 def _without_query_norm(original: type) -> type:
     class WithoutPhantomQueryNorm(original):
         """A query that is not compressed has no norm of its own, as in DeepSeek-V2-Lite and Moonlight."""
@@ -126,3 +163,7 @@ NORMS_ACROSS_HEADS = Patch(
     reason="it norms each head's query and key; OLMoE norms all heads together",
     remove_when="a flag or a layer spec says so",
 )
+
+
+ALWAYS = (COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS, *WHOLE_INDEX_FILES)
+"""Those that every training run has."""

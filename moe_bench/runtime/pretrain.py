@@ -140,15 +140,15 @@ def train(context: RankContext, argv: Sequence[str], embedding: Embedding | None
     """
     import torch  # noqa: PLC0415
 
+    from moe_bench.mcore import patches  # noqa: PLC0415
     from moe_bench.mcore.imports import has_transformer_engine  # noqa: PLC0415
-    from moe_bench.mcore.patches import COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS  # noqa: PLC0415
 
     torch.set_num_threads(context.threads)
     sys.argv = ["pretrain_gpt.py", *_without_wandb(context, argv), *_profiling_flags(context, argv)]
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(_recorder(context, embedding)) if context.run_dir else None
-        stack.enter_context(COMPILED_HELPERS.applied())
-        stack.enter_context(LOAD_WITHOUT_GRADIENTS.applied())
+        for patch in patches.ALWAYS:
+            stack.enter_context(patch.applied())
         if embedding is not None:
             _announce(context, embedding, stack, recorder)
         elif not has_transformer_engine():
