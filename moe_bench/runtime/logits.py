@@ -149,12 +149,10 @@ def prepare() -> None:
 
 def fork_ranks(world_size: int, body: Callable[[], None], log: Path | None = None) -> list[int]:
     """Run `body` on each rank of a fresh layout; the exit codes. The first that fails ends the others."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     codes: dict[int, int] = {}
-    for rank in range(world_size):
-        codes[_fork(lambda r=rank: _on_rank(body, r, world_size, port), log)] = 0  # type: ignore[misc]
+    with socket.create_server(("127.0.0.1", 0)) as meeting:
+        for rank in range(world_size):
+            codes[_fork(lambda r=rank: _on_rank(body, r, world_size, meeting), log)] = 0  # type: ignore[misc]
     waiting = set(codes)
     while waiting:
         pid, status = os.wait()
@@ -190,12 +188,34 @@ def _fork(body: Callable[[], None], log: Path | None) -> int:
         os._exit(code)
 
 
-def _on_rank(body: Callable[[], None], rank: int, world_size: int, port: str) -> None:
+def _on_rank(body: Callable[[], None], rank: int, world_size: int, meeting: socket.socket) -> None:
     from moe_bench.mcore.cpu import embedding  # noqa: PLC0415
 
-    export_forked(rank, world_size, port)
+    export_forked(rank, world_size, str(meeting.getsockname()[1]))
     embedding.install(local_world_size=world_size)
-    body()
+    with _answering(meeting) if rank == 0 else meeting:
+        body()
+
+
+@contextlib.contextmanager
+def _answering(meeting: socket.socket) -> Iterator[None]:
+    """Rank 0's store on a socket that listens already, so that no other program can have taken its port meanwhile.
+
+    The one that init_process_group makes, in the same process for the same port, shares its server.
+    """
+    import torch  # noqa: PLC0415
+
+    host, port = meeting.getsockname()
+    store = torch.distributed.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=meeting.detach(),
+    )
+    yield
+    del store
 
 
 def _unquantized(megatron: Path, hf: Path, out: Path) -> Path:
