@@ -3,11 +3,12 @@
 # They are a process group of their own, so that Ctrl-C reaches this shell alone: torch's agent would hear it as well,
 # and kill its ranks 30 s later, in the middle of a checkpoint.
 set -euo pipefail
-results="$MOE_BENCH_RUN_DIR/results" signal=0 hurry=''
+results="$MOE_BENCH_RUN_DIR/results" signal=0 hurry='' ranks='' early=0
 rm -f "$results/stop"
 
 # shellcheck disable=SC2329 # the traps call it
 stop() { # stop NUMBER: the first time ask, where there is a step to save, then make the ranks end, then kill them
+  if [[ -z "$ranks" ]]; then early=$1; return; fi
   signal=$1
   if [[ -z "$hurry" && ! -e "$results/stop" && -s "$results/steps.jsonl" ]]; then
     echo "moe_bench: after this step the ranks save (with --save) and end; a second signal ends them at once" >&2
@@ -25,6 +26,7 @@ set -m
 "$@" </dev/null &
 ranks=$!
 set +m
+(( early == 0 )) || stop "$early"
 while kill -0 "$ranks" 2>/dev/null; do
   wait "$ranks" || true # a signal ends this as well, with its own number
 done

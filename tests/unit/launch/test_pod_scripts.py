@@ -15,7 +15,7 @@ from moe_bench.launch.kubernetes_objects import script
 from moe_bench.results.writer import RunWriter
 from tests.support.recorded import say
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 RANK = """
 import os, pathlib, signal, sys, time
 def stop(number, frame):
@@ -30,7 +30,7 @@ time.sleep(60)
 """
 
 
-def start(tmp_path: Path, *command: str) -> subprocess.Popen[bytes]:
+def start(tmp_path: Path, *command: str, **variables: str) -> subprocess.Popen[bytes]:
     mounted = tmp_path / "configmap"
     mounted.mkdir(exist_ok=True)
     (mounted / "run.json").write_text("{}")
@@ -39,6 +39,7 @@ def start(tmp_path: Path, *command: str) -> subprocess.Popen[bytes]:
         "MOE_BENCH_RUN_DIR": str(tmp_path / "run"),
         "NODE_RANK": "1",
         "RANK": "5",
+        **variables,
     }
     pod = script("pod.sh").replace("/etc/moe-bench", str(mounted))
     with (tmp_path / "pod.log").open("wb") as log:
@@ -96,6 +97,14 @@ def test_a_stop_before_any_rank_is_up_ends_the_pod(tmp_path: Path) -> None:
     wait_for(tmp_path / "pod.log", "up")
     pod.send_signal(signal.SIGTERM)
     assert pod.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+def test_a_stop_while_the_ranks_are_being_started_ends_the_pod(tmp_path: Path) -> None:
+    early = tmp_path / "early.sh"
+    early.write_text("""trap '[[ "$BASH_COMMAND" != "torchrun=\\$!" ]] || kill -TERM $$' DEBUG""")
+    pod = start(tmp_path, "sleep", "90", BASH_ENV=str(early))
+    assert pod.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert "pod 1 is told to stop" in (tmp_path / "pod.log").read_text()
 
 
 def test_a_pod_of_a_run_that_is_over_has_nothing_to_do(tmp_path: Path) -> None:

@@ -17,20 +17,25 @@ if tail -n 1 "$MOE_BENCH_RUN_DIR/results/events.jsonl" 2>/dev/null | grep -q '"e
 fi
 
 # The ranks are told themselves: torchrun would kill them 30 s later, in the middle of a checkpoint.
-export MOE_BENCH_RANK_PIDS="/tmp/moe-bench-$BASHPID"
-mkdir "$MOE_BENCH_RANK_PIDS"
-torchrun='' rank='' told=0
-trap '
-  echo "moe_bench: pod $NODE_RANK is told to stop: asking its ranks for a checkpoint"
+read -r MOE_BENCH_RANK_PIDS < <(mktemp -d /tmp/moe-bench-XXXXXX)
+export MOE_BENCH_RANK_PIDS
+torchrun='' told=0 early=0
 
+# shellcheck disable=SC2329 # the trap calls it
+stop() {
+  local rank
+  if [[ -z "$torchrun" ]]; then early=1; return; fi
+  echo "moe_bench: pod $NODE_RANK is told to stop: asking its ranks for a checkpoint"
   for rank in "$MOE_BENCH_RANK_PIDS"/*; do
     if kill -TERM "${rank##*/}" 2>/dev/null; then told=1; fi
   done
-  [[ "$told" == 1 || -z "$torchrun" ]] || kill -TERM "$torchrun" || true
-' TERM
+  [[ "$told" == 1 ]] || kill -TERM "$torchrun" || true
+}
+trap stop TERM
 
 "$@" &
 torchrun=$!
+[[ "$early" == 0 ]] || stop
 while :; do
   rc=0
   wait "$torchrun" || rc=$?
