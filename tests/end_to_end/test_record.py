@@ -160,10 +160,10 @@ def test_a_stopped_run_ends_all_ranks_after_the_same_step_and_says_so(tmp_path: 
     run_dir = tmp_path / "run"
     process = start(run_dir, "--mock-data", "--train-iters", "100000", "--eval-interval", "100000")
     steps = run_dir / "results" / "steps.jsonl"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (steps.exists() and len(steps.read_text().splitlines()) > 2):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no step within 90 s"
+        assert time.monotonic() < deadline, "no step within 240 s"
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     ended = finish(process, run_dir)

@@ -31,7 +31,7 @@ def browser() -> Iterator[object]:
     if path is None:
         pytest.skip("no chromium on PATH (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=120_000)
         yield chromium
         chromium.close()
 

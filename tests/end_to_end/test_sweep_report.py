@@ -26,7 +26,7 @@ def browser() -> Iterator[object]:
     if path is None:
         pytest.skip("no chromium on PATH (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=120_000)
         yield chromium
         chromium.close()
 
@@ -38,8 +38,8 @@ def visit(browser: object, path: Path) -> tuple[object, list[str]]:
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: said.append(request.url))
-    page.goto(path.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)
+    page.goto(path.as_uri(), timeout=60_000)
+    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     said.remove(path.as_uri())
     return page, said
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moe_bench.config.gather import CLUSTERS, COMMON, MODELS
 from moe_bench.config.knobs import KNOBS
@@ -168,6 +168,7 @@ def test_a_name_of_the_models_own_defaults_has_its_misspellings_too(tmp_path: Pa
 letters = st.text(alphabet="ABC_", max_size=6)
 
 
+@settings(deadline=None)
 @given(letters, letters)
 def test_within_is_the_edit_distance_with_swaps(one: str, other: str) -> None:
     distance = _distance(one, other)
