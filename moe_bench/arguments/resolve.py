@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -76,16 +77,17 @@ def resolve_gathered(
         *_from_flags(gathered, flags),
     ]
     facts = rules.Facts(knobs=knobs, args=_emitted(fold(said)), flags=flags, run_dir=str(run_dir))
+    env = _env(gathered, variables, facts, request, identity)
     run = ResolvedRun(
         run_id=identity.run_id,
         model=gathered.model,
         run_dir=run_dir,
         knobs=knobs,
-        env=_env(gathered, variables, facts, request, identity),
+        env=env,
         args=_emitted(fold([*said, *_unsaid(rules.derived_args(facts), said)])),
         notes=(
             *gathered.notes,
-            *_overridden_notes(knobs),
+            *_overridden_notes({**env, **knobs}),
             *_release_notes(knobs, flags, local=request.local),
             *effects.of_unread(knobs, gathered.file),
         ),
@@ -120,10 +122,18 @@ def _for_this_machine(
     threads = fold(
         [
             *environment.of_local(machine, run.world_size),
-            *_from_environment(("OMP_NUM_THREADS",), request.environment),
+            *_threads_said(run, request.environment),
         ]
     )
     return replace(run, env={**run.env, **threads})
+
+
+def _threads_said(run: ResolvedRun, given: Mapping[str, str]) -> Iterable[Candidate]:
+    """OMP_NUM_THREADS of the run's files, which have been weighed against the caller's, else the caller's."""
+    said = run.env.get("OMP_NUM_THREADS")
+    if said is None:
+        return _from_environment(("OMP_NUM_THREADS",), given)
+    return [Candidate(name="OMP_NUM_THREADS", value=said.value, origin=said.origin)]
 
 
 def _checked(run: ResolvedRun, flags: Flags, request: Request) -> ResolvedRun:
@@ -374,9 +384,16 @@ def _env(
     names |= dict.fromkeys(
         name for name in environment.carried(request.environment) if not is_secret(name)
     )
-    ours = {"WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE"}
-    said += _from_environment([name for name in names if name not in ours], request.environment)
-    return fold(said)
+    decided = {"WANDB_MODE", "WANDB_PROJECT", "MEGATRON_PATH", "PROFILE", *gathered.exported}
+    said += _from_environment([name for name in names if name not in decided], request.environment)
+    return {name: _with_lost(one, gathered.exported.get(name)) for name, one in fold(said).items()}
+
+
+def _with_lost(setting: Setting, exported: Setting | None) -> Setting:
+    """What a .conf's variable overrode belongs to it where it won."""
+    if exported is None or exported.origin != setting.origin:
+        return setting
+    return replace(setting, overrode=(*exported.overrode, *setting.overrode))
 
 
 def _env_from_yaml(gathered: Gathered, variables: Mapping[str, str]) -> Iterator[Candidate]:
@@ -399,15 +416,27 @@ def _from_environment(names: Iterable[str], given: Mapping[str, str]) -> Iterato
             yield Candidate(name=name, value=given[name], origin=origin)
 
 
-def _overridden_notes(knobs: Mapping[str, Setting]) -> Iterator[str]:
+def _overridden_notes(settings: Mapping[str, Setting]) -> Iterator[str]:
     """A .conf that assigns without looking beats the caller: never in silence."""
-    for name, setting in knobs.items():
+    for name, setting in settings.items():
         for lost in setting.overrode:
-            if lost.origin.layer == "environment" and setting.origin.layer in _CONFS:
+            if (
+                lost.origin.layer == "environment"
+                and setting.origin.layer in _CONFS
+                and not _holds(setting.value, lost.value)
+            ):
                 yield (
                     f"{name}={lost.value} (environment) is overridden by {setting.origin.place}, which sets "
                     f"{name}={setting.value} whatever the environment says"
                 )
+
+
+def _holds(value: str, lost: str) -> bool:
+    """Whether nothing is lost: `/opt/lib:$LD_LIBRARY_PATH`."""
+    return set(_ITEM.split(lost)) <= set(_ITEM.split(value))
+
+
+_ITEM = re.compile(r"[:,\s]+")
 
 
 def refuse_placeholders(run: ResolvedRun) -> None:

@@ -93,6 +93,40 @@ def test_env_vars_of_the_yaml_yield_to_the_caller(project: Project) -> None:
     assert (setting.value, setting.overrode[0].value) == ("INFO", "VERSION")
 
 
+def test_what_a_conf_exports_is_what_the_ranks_get(project: Project) -> None:
+    conf = "export LD_LIBRARY_PATH=/opt/nccl:${LD_LIBRARY_PATH:-}\nexport PATH=/opt/bin:$PATH\nexport NCCL_DEBUG=INFO\n"
+    project.write(f"{CLUSTERS}/local.conf", conf)
+    run = project.resolve({"LD_LIBRARY_PATH": "/usr/x", "NCCL_DEBUG": "WARN"})
+    assert run.env["LD_LIBRARY_PATH"].value == "/opt/nccl:/usr/x"
+    assert run.env["PATH"].value.startswith("/opt/bin:/")
+    assert run.env["NCCL_DEBUG"].value == "INFO"
+    lost = [(one.value, one.origin.layer) for one in run.env["NCCL_DEBUG"].overrode]
+    assert lost == [("WARN", "environment"), ("VERSION", "model")]
+    [note] = [note for note in run.notes if "is overridden by" in note]
+    assert note.startswith("NCCL_DEBUG=WARN (environment) is overridden by cluster_configs")
+
+
+def test_a_conf_that_looks_first_yields_to_the_caller(project: Project) -> None:
+    project.write(f"{CLUSTERS}/local.conf", "export NCCL_DEBUG=${NCCL_DEBUG:-INFO}\n")
+    assert project.resolve().env["NCCL_DEBUG"].value == "INFO"
+    assert project.resolve({"NCCL_DEBUG": "WARN"}).env["NCCL_DEBUG"].value == "WARN"
+
+
+def test_threads_of_a_file_or_the_caller_are_those_of_a_local_rank(project: Project) -> None:
+    def threads(given: dict[str, str] | None = None) -> tuple[str, str]:
+        setting = project.resolve(given, local=True).env["OMP_NUM_THREADS"]
+        return setting.value, setting.origin.layer
+
+    assert threads() == ("8", "derived")
+    assert threads({"OMP_NUM_THREADS": "3"}) == ("3", "environment")
+    path = project.root / MODELS / "Tiny-Test.yaml"
+    path.write_text(path.read_text().replace("ENV_VARS:", "ENV_VARS:\n  OMP_NUM_THREADS: 2"))
+    assert threads() == ("2", "model")
+    assert threads({"OMP_NUM_THREADS": "3"}) == ("3", "environment")
+    project.write(f"{CLUSTERS}/local.conf", "export OMP_NUM_THREADS=4\n")
+    assert threads({"OMP_NUM_THREADS": "3"}) == ("4", "cluster")
+
+
 def test_defaults_of_the_yaml_yield_to_every_other_source(project: Project) -> None:
     path = project.root / MODELS / "Tiny-Test.yaml"
     path.write_text("DEFAULTS:\n  ETP: 2\n  EXTRA: 5\n" + path.read_text())
