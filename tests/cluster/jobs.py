@@ -59,7 +59,7 @@ def last_step(run_dir: Path) -> int:
     return max(steps(run_dir), default=0)
 
 
-def wait_for_step(run_dir: Path, step: int, timeout_s: float = 150) -> None:
+def wait_for_step(run_dir: Path, step: int, timeout_s: float = 300) -> None:
     """Until the run has made that step."""
     deadline = time.monotonic() + timeout_s
     while last_step(run_dir) < step:
