@@ -47,7 +47,9 @@ def begun(out: Path, identity: str, node: int = 0) -> Iterator[Path]:
     """
     ledger, stated = out / LEDGER, out / LEDGER / "plan"
     try:
-        if out.exists() and not ledger.is_dir() and any(out.iterdir()):
+        holds_something = out.exists() and any(out.iterdir())
+        # Only then: another node may begin meanwhile.
+        if holds_something and not ledger.is_dir():
             raise CheckpointError(
                 f"{out} is not empty and not an unfinished conversion; nothing was written; name another folder"
             )
