@@ -17,7 +17,7 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
-    """count (1, 2, ...), number (0, 1, ...), count_or_false, choice, switch (0 or 1), duration (HH:MM:SS), or text."""
+    """count (1, 2, ...), number (0, 1, ...), count_or_false, choice, switch (0 or 1), duration (HH:MM:SS, UNLIMITED), or text."""
     about: str
     flag: str | None = None
     """The Megatron flag with the same meaning: a trailing one sets the knob, the knob sets it where the YAML does not."""
@@ -298,11 +298,15 @@ def _check_switch(knob: Knob, setting: Setting) -> None:
 
 
 _DURATION = re.compile(r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{1,4}){0,2}")
+UNLIMITED = ("UNLIMITED", "INFINITE")
+"""A duration without an end, in Slurm's words; small letters do, too."""
 
 
 def _check_duration(knob: Knob, setting: Setting) -> None:
-    if not _DURATION.fullmatch(setting.value):
-        raise ConfigError(f"{says(knob.name, setting)} is not a time limit; write HH:MM:SS")
+    if not _DURATION.fullmatch(setting.value) and setting.value.upper() not in UNLIMITED:
+        raise ConfigError(
+            f"{says(knob.name, setting)} is not a time limit; write HH:MM:SS, or UNLIMITED"
+        )
 
 
 def _check_text(knob: Knob, setting: Setting) -> None:

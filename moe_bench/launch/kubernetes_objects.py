@@ -86,8 +86,9 @@ def _job(values: dict[str, Any], *, retries: int) -> dict[str, Any]:
         "completions": values["nodes"],
         "parallelism": values["nodes"],
         "backoffLimit": retries,
-        "activeDeadlineSeconds": values["timeLimitSeconds"],
     }
+    if values["timeLimitSeconds"] is not None:
+        spec["activeDeadlineSeconds"] = values["timeLimitSeconds"]
     if values["kind"] == "Job":
         spec["podFailurePolicy"] = {"rules": [{"action": "Ignore", "onPodConditions": [evicted]}]}
     spec["template"] = {"metadata": {"labels": dict(values["labels"])}, "spec": _pod(values)}

@@ -63,7 +63,7 @@ def values_of(run: ResolvedRun, *, project: Path) -> Values:
         "resources": _resources(run),
         "capabilities": _capabilities(run),
         "shmGiB": int(run.knob("K8S_SHM_GIB") or 64),
-        "timeLimitSeconds": time_limit.seconds(run),
+        "timeLimitSeconds": None if time_limit.is_unlimited(run) else time_limit.seconds(run),
         "graceSeconds": int(run.knob("SIGNAL_BEFORE_S") or 120),
         "maxRestarts": int(run.knob("MAX_REQUEUES") or 10),
         "hostNetwork": run.knob("K8S_HOST_NETWORK") == "1",

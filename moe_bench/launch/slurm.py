@@ -34,7 +34,7 @@ _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _GO_ON = 'go_on "stopped with steps left"'
 _NO_CHECKPOINT = 'echo "moe_bench: stopped with steps left; not requeued: without --save there is nothing to go on from"'
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,@:+/-]*\Z")
+_NOT_IN_A_DIRECTIVE = frozenset("\"'\\#")
 
 OPTIONAL_DIRECTIVES = (
     ("QOS", "--qos"),
@@ -161,6 +161,9 @@ def _notes(run: ResolvedRun) -> Iterator[str]:
         (_RENDEZVOUS, "does nothing under Slurm: the job's own nodes and number tell"),
     ):
         yield from without_effect(run, names, why, only_from="environment")
+    if time_limit.is_unlimited(run):
+        why = f"warns of no time limit: RUN_TIME={time_limit.written(run)} has none"
+        yield from without_effect(run, ("SIGNAL_BEFORE_S",), why)
     if "--save" not in run.args:
         yield "nothing is saved: a job that reaches its time limit or loses a node starts over or ends (--save FOLDER)"
 
@@ -180,12 +183,14 @@ def _directives(run: ResolvedRun) -> list[str]:
         f"--signal=B:USR1@{_positive(run, 'SIGNAL_BEFORE_S', default=120)}",
     ]
     lines += [
-        f"--{name.lower()}={_word(run, name)}"
+        f"--{name.lower()}={_in_directive(run, name)}"
         for name in ("ACCOUNT", "PARTITION")
         if run.knob(name)
     ]
     lines += [
-        f"{option}={_word(run, name)}" for name, option in OPTIONAL_DIRECTIVES if run.knob(name)
+        f"{option}={_in_directive(run, name)}"
+        for name, option in OPTIONAL_DIRECTIVES
+        if run.knob(name)
     ]
     if run.knob("EXCLUSIVE") != "0":
         lines.append("--exclusive")
@@ -193,18 +198,14 @@ def _directives(run: ResolvedRun) -> list[str]:
 
 
 def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
-    mpi = (
-        _word(run, "SRUN_MPI")
-        if run.knob("SRUN_MPI")
-        else ("pmix" if container.runtime == "pyxis" else "none")
-    )
+    mpi = run.knob("SRUN_MPI") or ("pmix" if container.runtime == "pyxis" else "none")
     log = _log_path(run.run_dir, "rank-%t.log")
     cores = run.knob("CPUS_PER_TASK")
     return [
         # srun takes no --cpus-per-task from sbatch since Slurm 22.05
         *([f"--cpus-per-task={_positive(run, 'CPUS_PER_TASK', default=1)}"] if cores else []),
         "--kill-on-bad-exit=1",
-        f"--mpi={mpi}",
+        f"--mpi={shlex.quote(mpi)}",
         "--cpu-bind=none",
         "--open-mode=append",
         f"--output={shlex.quote(log)}",
@@ -233,14 +234,15 @@ def _directive_lines(directives: Iterable[str]) -> str:
 # Values
 
 
-def _word(run: ResolvedRun, name: str) -> str:
+def _in_directive(run: ResolvedRun, name: str) -> str:
+    """The value as sbatch reads it in a line of the script: as it is, and in quotes where it holds a blank."""
     value = run.knob(name)
-    if not _WORD.match(value):
+    if not value.isprintable() or _NOT_IN_A_DIRECTIVE & set(value):
         raise LaunchError(
             f"{name}={value!r} ({run.place(name)}) cannot stand in an #SBATCH line; "
-            "use letters, digits and . _ , @ : + / - only"
+            "leave out quotes, backslashes, # and line breaks"
         )
-    return value
+    return f'"{value}"' if " " in value else value
 
 
 def _positive(run: ResolvedRun, name: str, *, default: int) -> int:

@@ -95,10 +95,10 @@ def test_a_newline_in_the_comment_stays_within_the_experiments_name(tmp_path: Pa
     ("name", "value"),
     [
         ("ACCOUNT", "a\n#SBATCH --uid=0"),
-        ("PARTITION", "a b"),
-        ("QOS", "$(touch pwned)"),
-        ("NODELIST", "a;touch pwned"),
-        ("DEPENDENCY", "-x"),
+        ("PARTITION", "a' --uid=0"),
+        ("QOS", 'a" --uid=0'),
+        ("NODELIST", "a#b"),
+        ("DEPENDENCY", "-x\\"),
     ],
 )
 def test_a_value_that_an_sbatch_line_cannot_carry_is_refused(
@@ -108,6 +108,16 @@ def test_a_value_that_an_sbatch_line_cannot_carry_is_refused(
     assert done.returncode == 2
     assert f"{name}=" in done.stderr
     assert "cannot stand in an #SBATCH line" in done.stderr
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("value", ["$(touch pwned)", "`touch pwned`", "a;touch pwned", "a & b"])
+def test_a_directive_is_no_shells_and_acts_on_nothing(value: str, tmp_path: Path) -> None:
+    done = launch(tmp_path, "--mock-data", CONSTRAINT=value)
+    assert done.returncode == 0, done.stderr
+    [line] = re.findall(r"^#SBATCH --constraint=.*$", done.stdout, re.MULTILINE)
+    assert line.removeprefix("#SBATCH --constraint=").strip('"') == value
+    run_script(done.stdout, tmp_path)
     assert not list(tmp_path.rglob("pwned"))
 
 

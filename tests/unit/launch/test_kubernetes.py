@@ -197,6 +197,13 @@ def test_a_capability_is_asked_for_only_where_rdma_needs_it() -> None:
     assert not asked(K8S_RESOURCES="memory=900Gi")
 
 
+@pytest.mark.parametrize("kind", ["Job", "JobSet"])
+def test_a_job_without_a_time_limit_has_no_deadline(kind: str) -> None:
+    script = LAUNCHER.render(make_run(**LEAST, RUN_TIME="UNLIMITED", K8S_KIND=kind)).script
+    assert "completionMode: Indexed" in script
+    assert "activeDeadlineSeconds" not in script
+
+
 def test_time_limit_grace_and_retries_are_the_knobs() -> None:
     spec = job_of(RUN_TIME="90", SIGNAL_BEFORE_S="300", MAX_REQUEUES="3")["spec"]
     assert spec["activeDeadlineSeconds"] == 90 * 60

@@ -86,7 +86,11 @@ def test_a_hostile_flag_value_reaches_the_rank_as_it_was_written(
     ("knobs", "said"),
     [
         ({"ACCOUNT": "a\n#SBATCH --uid=0"}, "ACCOUNT="),
-        ({"PARTITION": "a b"}, "PARTITION="),
+        ({"PARTITION": 'a"b'}, "PARTITION="),
+        ({"CONSTRAINT": "a#b"}, "CONSTRAINT='a#b' (environment) cannot stand in an #SBATCH line"),
+        ({"NODELIST": "n1\tn2"}, "NODELIST="),
+        ({"EXCLUDE": "n1\\"}, "EXCLUDE="),
+        ({"QOS": "n1\u2028"}, "QOS="),
         ({"NNODES": "0"}, "NNODES=0 (environment) is not a positive whole number"),
         ({"RUN_TIME": "soon"}, "RUN_TIME='soon'"),
         (
@@ -204,6 +208,42 @@ def test_what_whole_nodes_do_not_bring_can_be_asked_for() -> None:
     for line in ("--gres=gpu:8", "--mem=0", "--cpus-per-task=12"):
         assert f"#SBATCH {line}\n" in script
     assert "  --cpus-per-task=12 \\\n" in script  # srun itself, too
+
+
+SLURMS_OWN = {
+    "ACCOUNT": "_x",
+    "CONSTRAINT": "[rack1*2&rack2*4|a100]",
+    "DEPENDENCY": "afterok:12?afterany:13",
+    "EXCLUDE": "node[01,03-05]",
+    "GRES": "gpu:h100:8(S:0-1)",
+    "NODELIST": "node[001-004]",
+}
+
+
+@pytest.mark.parametrize("name", SLURMS_OWN)
+def test_slurms_own_notation_stands_in_the_directive_as_it_is(name: str) -> None:
+    value = SLURMS_OWN[name]
+    script = LAUNCHER.render(make_run(**{name: value})).script
+    assert f"#SBATCH --{name.lower()}={value}\n" in script
+
+
+def test_a_blank_is_within_quotes_in_the_directive() -> None:
+    script = LAUNCHER.render(make_run(RESERVATION="large one --uid=0")).script
+    assert '#SBATCH --reservation="large one --uid=0"\n' in script
+
+
+def test_srun_gets_its_mpi_as_one_word() -> None:
+    script = LAUNCHER.render(make_run(SRUN_MPI="pmix $(id)")).script
+    assert "  --mpi='pmix $(id)' \\\n" in script
+
+
+def test_without_a_time_limit_the_warning_before_it_is_said_to_do_nothing() -> None:
+    plan = LAUNCHER.render(make_run(RUN_TIME="infinite", SIGNAL_BEFORE_S="300"))
+    assert "#SBATCH --time=UNLIMITED\n" in plan.script
+    assert any(
+        "SIGNAL_BEFORE_S=300 (environment) warns of no time limit" in note for note in plan.notes
+    )
+    assert not any("warns" in note for note in LAUNCHER.render(make_run(RUN_TIME="infinite")).notes)
 
 
 def test_docker_gets_the_signal_that_it_passes_on() -> None:

@@ -13,7 +13,9 @@ completionMode: Indexed
 completions: {{ int64 .Values.nodes }}
 parallelism: {{ int64 .Values.nodes }}
 backoffLimit: {{ eq .Values.kind "Job" | ternary (mul .Values.maxRestarts .Values.nodes) 0 }}
-activeDeadlineSeconds: {{ int64 .Values.timeLimitSeconds }}
+{{- with .Values.timeLimitSeconds }}
+activeDeadlineSeconds: {{ int64 . }}
+{{- end }}
 {{- if eq .Values.kind "Job" }}
 podFailurePolicy:
   rules:
