@@ -56,7 +56,10 @@ class LocalLauncher:
             launcher="local",
             filename=SCRIPT,
             script="".join(self._lines(run)),
-            notes=tuple(without_effect(run, names, why, only_from="environment")),
+            notes=(
+                *without_effect(run, names, why, only_from="environment"),
+                *_notes_on_machines(run),
+            ),
         )
 
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
@@ -85,6 +88,8 @@ class LocalLauncher:
         for name, setting in run.env.items():
             if not is_secret(name):
                 yield f"export {name}={shell_word(setting)}\n"
+        if _is_over_machines(run):
+            yield "export MOE_BENCH_SEPARATE_RUN_DIRS=1\n"
         yield "\nexec " + " \\\n  ".join(self._command(run)) + "\n"
 
     def _command(self, run: ResolvedRun) -> list[str]:
@@ -110,6 +115,19 @@ class LocalLauncher:
             words += ["--node-rank", knobs.get("NODE_RANK", "0")]
         words += ["--no-python", "bash", str(self._project / _TEMPLATES / "rank.sh")]
         return [*words, self._python, "-m", "moe_bench.runtime.pretrain"]
+
+
+def _is_over_machines(run: ResolvedRun) -> bool:
+    return run.knobs["NNODES"].value != "1"
+
+
+def _notes_on_machines(run: ResolvedRun) -> Iterator[str]:
+    save, load = (run.args.get(flag) for flag in ("--save", "--load"))
+    if _is_over_machines(run) and save is not None and (load is None or load.value != save.value):
+        yield (
+            f"each machine has a run directory of its own, so a stopped run goes on only from --load: --load {save.value} "
+            "loads the newest checkpoint there, and none as long as there is none"
+        )
 
 
 def _is_a_run(cmdline: Path) -> bool:

@@ -29,11 +29,15 @@ class StepProfiler:
     last: int
     memory_bytes: Callable[[], float]
     tell: Callable[[str, str], None]
+    has_written: bool = False
+    """True once a profile is on disk."""
     _profiler: torch.profiler.profile | None = None
     _timeline: list[dict[str, float]] = field(default_factory=list)
 
     def before_first_step(self, first_step: int) -> None:
-        """Start now when the first step of the run is already to be profiled."""
+        """Start now when the first step made is already to be profiled; as many steps, from there, when all were to be earlier."""
+        if self.last < first_step:
+            self.first, self.last = first_step, first_step + self.last - self.first
         self.first = max(self.first, first_step)
         if self.first == first_step:
             self._start()
@@ -52,6 +56,7 @@ class StepProfiler:
         """Write what was profiled; nothing when no step was."""
         if self._profiler is None:
             return
+        self.has_written = True
         self._profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         trace = self.folder / f"{self.kind}-rank-{self.rank}.json.gz"

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -63,6 +64,18 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """When training has ended."""
+        ...
+
+
+class Watcher(Protocol):
+    """Who looks at the process around its steps, on every rank: a profiler."""
+
+    def before_first_step(self, first_step: int) -> None:
+        """The first step that this process makes is about to begin."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """That step is on record."""
         ...
 
 
@@ -134,7 +147,6 @@ class Recorder:
         rank: int,
         world_size: int,
         observers: tuple[Observer, ...] = (),
-        after_step: Callable[[int], None] = lambda _step: None,
         facts: Mapping[str, object] | None = None,
         is_told: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -143,7 +155,7 @@ class Recorder:
         self._is_told = is_told
         self._writer, self._meters, self._observers = writer, meters, observers
         self._rank, self._world_size = rank, world_size
-        self._after_step = after_step
+        self._watchers: list[Watcher] = []
         self._facts = dict(facts or {})
         self._tap = LossTap()
         self._clock = _Clock()
@@ -169,6 +181,10 @@ class Recorder:
     def stopped_early(self) -> bool:
         """True when all ranks agreed to end on a signal and steps were left."""
         return self._stopping and self._step < int(_megatron_args().train_iters)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of the steps, too."""
+        self._watchers.append(watcher)
 
     def event(self, name: str, **fields: object) -> None:
         """Write an event of this rank."""
@@ -243,6 +259,7 @@ class Recorder:
         @functools.wraps(original)
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
             built = original(*args, **kwargs)
+            self._step = int(getattr(_megatron_args(), "iteration", 0))
             self._start(built[0])
             return built
 
@@ -280,6 +297,8 @@ class Recorder:
         @functools.wraps(original)
         def train_step(*args: Any, **kwargs: Any) -> Any:
             if self._clock.began_s is None:
+                for watcher in self._watchers:
+                    watcher.before_first_step(self._step + 1)
                 self._clock.began_s = time.perf_counter()
             if self._counter is not None:
                 self._counter.clear()  # of what ran since the last step: a CUDA graph's warm-up
@@ -331,7 +350,8 @@ class Recorder:
             self._writer.step(record)
             for observer in self._observers:
                 observer.step(record)
-        self._after_step(self._step)
+        for watcher in self._watchers:
+            watcher.after_step(self._step)
 
     def _step_record(
         self, call: Mapping[str, Any], exchanged: Exchanged, step_time_s: float
@@ -428,7 +448,7 @@ class Recorder:
                 result = timed(*args, **kwargs)
             if self._rank == 0 and not _megatron_args().async_save:
                 duration_s = self._clock.excluded_s - before_s
-                path = str(_megatron_args().save)
+                path = self._saved_to(is_temporary=bool(kwargs.get("non_persistent_ckpt")))
                 self.event("checkpoint_saved", step=self._step, path=path, duration_s=duration_s)
             return result
 
@@ -439,7 +459,7 @@ class Recorder:
 
         @functools.wraps(original)
         def schedule_async_save(async_request: Any) -> Any:
-            step, path, began_s = self._step, str(_megatron_args().save), time.perf_counter()
+            step, path, began_s = self._step, self._saved_to(), time.perf_counter()
 
             def on_disk() -> None:
                 duration_s = time.perf_counter() - began_s
@@ -451,16 +471,27 @@ class Recorder:
 
         return schedule_async_save
 
+    def _saved_to(self, *, is_temporary: bool = False) -> str:
+        """The folder of the checkpoint of the present step. Temporary ones: --non-persistent-save-interval."""
+        args = _megatron_args()
+        folder = Path(args.save)
+        if is_temporary:
+            given = (args.non_persistent_global_ckpt_dir, args.non_persistent_local_ckpt_dir)
+            folder = Path(next(filter(None, given), folder / "non_persistent"))
+        return str(folder / f"iter_{self._step:07d}")
+
     def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
             began_s = time.perf_counter()
+            folder = _loaded_from(_megatron_args())
             result = original(*args, **kwargs)
-            if self._rank == 0:
+            step = int(result[0])
+            if self._rank == 0 and (folder is not None or step):
                 self.event(
                     "checkpoint_loaded",
-                    step=int(result[0]),
-                    path=str(_megatron_args().load),
+                    step=step,
+                    path=folder or str(_megatron_args().load),
                     duration_s=time.perf_counter() - began_s,
                 )
             return result
@@ -472,7 +503,12 @@ class Recorder:
         def checkpoint_and_decide_exit(*args: Any, **kwargs: Any) -> Any:
             if self._stopping:  # agreed by all ranks in this step's exchange
                 _megatron_args().exit_interval = 1  # Megatron's own way out: save, then exit
-            return original(*args, **kwargs)
+            leaving = original(*args, **kwargs)
+            if leaving and getattr(_megatron_args(), "exit_signal_handler", False):
+                # --exit-signal-handler: Megatron listens itself, in our handler's place. Collective over all ranks.
+                heard = sys.modules["megatron.training.global_vars"].get_signal_handler()
+                self._stopping = self._stopping or any(heard.signals_received())
+            return leaving
 
         return checkpoint_and_decide_exit
 
@@ -518,6 +554,18 @@ def count_parameters(model: list[torch.nn.Module], args: Any) -> tuple[int, int]
     dense, experts = counts.tolist()
     share = args.moe_router_topk / args.num_experts if args.num_experts else 0.0
     return dense + experts, dense + round(experts * share)
+
+
+def _loaded_from(args: Any) -> str | None:
+    """The folder whose checkpoint Megatron is about to load; None where it finds none and trains from scratch.
+
+    As megatron/training/checkpointing.py load_checkpoint chooses it, 0.16 to 0.19.2.
+    """
+    exists = sys.modules[CHECKPOINTING].checkpoint_exists
+    for folder in (args.load, getattr(args, "pretrained_checkpoint", None)):
+        if folder is not None and (exists(folder) or getattr(args, "ckpt_step", None)):
+            return str(folder)
+    return None
 
 
 def evaluated_splits(prefix: str, args: Any) -> Iterator[str]:

@@ -154,10 +154,11 @@ class Event:
 
     phase: phase (str, what happens now, before the first step: "importing Megatron")
     start: versions ({package: version}), device (str), world_size, flop_formula (str, with its version),
-        routing_mode ("natural", "forced-random", "forced-biased", ...), commit, hostname, num_parameters,
-        num_active_parameters, threads_per_rank
+        routing_mode ("natural", "forced-random", "forced-biased", ...), commits ({"moe_bench": commit, ...}), hostname,
+        processor, began_unix_s (when rank 0, or the agent above it, started), num_parameters, num_active_parameters, threads_per_rank
     embedding: replaced (list of str)
-    checkpoint_saved, checkpoint_loaded: step, path, duration_s
+    checkpoint_saved: step, path (of that step's folder), duration_s
+    checkpoint_loaded: step, path (of the folder that --load names), duration_s
     evaluation: step, split, losses ({name: value})
     profile: path, kind
     wandb: mode, url or path

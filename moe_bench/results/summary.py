@@ -92,7 +92,7 @@ class Summary:
     """By rank: the largest of all steps."""
     balance: Balance | None
     startup_s: float | None
-    """From the first event to the end of the first step."""
+    """From the start of the ranks' launcher to the end of the first step: imports included, queues not."""
     checkpoints: tuple[str, ...]
     """Paths, in the order saved."""
     warnings: tuple[str, ...]
@@ -217,10 +217,12 @@ def _text(value: object) -> str | None:
 
 
 def _versions(start: Mapping[str, object]) -> dict[str, str]:
-    versions = start.get("versions")
-    if not isinstance(versions, Mapping):
-        return {}
-    return {str(name): str(version) for name, version in versions.items()}
+    found: dict[str, str] = {}
+    for field, ending in (("versions", ""), ("commits", " commit")):
+        said = start.get(field)
+        if isinstance(said, Mapping):
+            found |= {f"{name}{ending}": str(version) for name, version in said.items()}
+    return found
 
 
 def _timers(steps: Sequence[StepBalance]) -> dict[str, float]:
@@ -282,9 +284,13 @@ def _balance(steps: Sequence[StepBalance]) -> Balance | None:
 
 
 def _startup_s(events: Sequence[Event], steps: Sequence[StepBalance]) -> float | None:
-    if not events or not steps:
+    """Of the start of the training that made the first of `steps`: one before it may have come to nothing."""
+    if not steps:
         return None
-    return max(steps[0].time_unix_s - events[0].time_unix_s, 0.0)
+    first = steps[0].time_unix_s
+    starts = [e for e in events if e.event == "start" and e.time_unix_s <= first]
+    began = starts[-1].fields.get("began_unix_s") if starts else None
+    return first - began if isinstance(began, float) else None
 
 
 def _said(events: Sequence[Event], name: str, field: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from moe_bench.errors import MoeBenchError
 from moe_bench.results.records import Event
 from moe_bench.results.writer import RunWriter
 from moe_bench.runtime.pretrain import prepare, train
-from moe_bench.runtime.rank import RankContext, local_context, rank_context
+from moe_bench.runtime.rank import RankContext, fill_in, local_context, rank_context
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ TAIL_LINES = 15
 def main(argv: Sequence[str]) -> int:
     """Start the ranks and wait for them. Returns 0, 2 for a user's error, 1 when a rank failed, 128+N on signal N."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options, flags = _options(argv)
+    options, words = _options(argv)
+    flags = fill_in(words)
     try:
         context = local_context(options.nproc)
         prepare(context, flags, on_cpu=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 from pathlib import Path
 
 import torch
@@ -9,7 +12,7 @@ import torch
 from moe_bench.results.records import GpuSample
 from moe_bench.runtime.nvml import NvmlSampler
 
-_PAGE = 4096
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class CpuMeters:
@@ -58,3 +61,22 @@ class GpuMeters:
 def meters(rank: int, *, on_cpu: bool) -> CpuMeters | GpuMeters:
     """For this process, whose device is set."""
     return CpuMeters() if on_cpu else GpuMeters(rank)
+
+
+def processor() -> str:
+    """The CPU's name as the kernel tells it, and how many cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def began_unix_s(*, by_torchrun: bool) -> float | None:
+    """When this process, or the elastic agent above it, started; None where /proc does not say."""
+    pid = os.getppid() if by_torchrun else os.getpid()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return None
+    age_s = uptime_s - int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, proc_pid_stat(5)
+    return time.time() - age_s if age_s >= 0 else None

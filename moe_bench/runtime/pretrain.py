@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_bench.commits import commits
 from moe_bench.errors import LaunchError, MoeBenchError
 from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
 from moe_bench.results.wandb import WandbMirror, choose_mode
@@ -174,15 +175,18 @@ def _going_on(context: RankContext, argv: list[str], recorder: Recorder) -> list
     """
     assert context.run_dir is not None
     (context.run_dir / STEPS_LEFT_FILE).unlink(missing_ok=True)
+    if environment().get("MOE_BENCH_SEPARATE_RUN_DIRS"):
+        return argv  # another machine's directory may know of other checkpoints than this one's
     checkpoints = Path(_flag(argv, "--save", str(context.run_dir / "checkpoints")))
+    steps = None
     is_own = checkpoints.absolute().is_relative_to(context.run_dir.absolute())
     if not is_own and environment().get("MOE_BENCH_CHAIN") != str(checkpoints):
-        return (
-            argv  # a folder that other runs may share is loaded only when --load or a chain says so
-        )
-    found = resume.find(checkpoints)
+        # Other runs may share the folder: of it only what this very run has saved. More is loaded when --load says so.
+        steps = resume.saved_steps(context.run_dir, checkpoints)
+    saved = resume.Saved(checkpoints, kind=_flag(argv, "--ckpt-format", "torch_dist"), steps=steps)
+    found = saved.newest()
     if found is None:
-        for reason in resume.unfinished(checkpoints) if context.rank == 0 else ():
+        for reason in saved.unfinished() if context.rank == 0 else ():
             recorder.event("warning", message=f"starting over: {reason}")
             sys.stdout.write(f"moe_bench: starting over: {reason}\n")
         return argv
@@ -278,29 +282,24 @@ def _recorder(context: RankContext, embedding: Embedding | None) -> Iterator[Rec
 
     assert context.run_dir is not None
     gauges = meters(context.rank, on_cpu=embedding is not None)
-    profiler: list[StepProfiler] = []
     writer = RunWriter(context.run_dir, rank=context.rank)
-
-    def after_step(step: int) -> None:
-        for each in profiler:
-            each.after_step(step)
-
     recorder = Recorder(
         writer,
         gauges,
         rank=context.rank,
         world_size=context.world_size,
         observers=_mirrors(context, writer),
-        after_step=after_step,
-        facts=_facts(embedding),
+        facts=_facts(context, embedding),
         is_told=(context.run_dir / STOP_FILE).exists if context.rank == 0 else lambda: False,
     )
-    profiler.extend(_profilers(context, gauges, recorder))
+    profiler = _profiler(context, gauges, recorder)
     try:
         with recorder:
+            if profiler is not None:
+                recorder.watch(profiler)
             yield recorder
-            for each in profiler:
-                each.finish()
+            if profiler is not None:
+                _finish(profiler, recorder, context)
     finally:
         gauges.close()
 
@@ -327,24 +326,30 @@ def _mirrors(context: RankContext, writer: RunWriter) -> tuple[WandbMirror, ...]
     return (WandbMirror(context.run_dir, environment=environment(), report=writer.event),)
 
 
-def _profilers(context: RankContext, gauges: Any, recorder: Recorder) -> list[StepProfiler]:
+def _profiler(context: RankContext, gauges: Any, recorder: Recorder) -> StepProfiler | None:
     if context.profile not in ("torch", "memory"):
-        return []
+        return None
     from moe_bench.mcore.profiling import StepProfiler  # noqa: PLC0415
 
     assert context.run_dir is not None
     first, last = _profiled_steps(sys.argv)
-    return [
-        StepProfiler(
-            kind=context.profile,
-            folder=context.run_dir / "profiles",
-            rank=context.rank,
-            first=first,
-            last=last,
-            memory_bytes=gauges.memory_bytes,
-            tell=lambda kind, path: recorder.event("profile", kind=kind, path=path),
-        )
-    ]
+    return StepProfiler(
+        kind=context.profile,
+        folder=context.run_dir / "profiles",
+        rank=context.rank,
+        first=first,
+        last=last,
+        memory_bytes=gauges.memory_bytes,
+        tell=lambda kind, path: recorder.event("profile", kind=kind, path=path),
+    )
+
+
+def _finish(profiler: StepProfiler, recorder: Recorder, context: RankContext) -> None:
+    profiler.finish()
+    if not profiler.has_written and context.rank == 0:
+        asked = f"steps {profiler.first} to {profiler.last}, --profile-step-start and -end"
+        said = f"PROFILE={profiler.kind}: nothing was profiled: the run made none of the steps asked for ({asked})"
+        recorder.event("warning", message=said)
 
 
 def _profiled_steps(argv: Sequence[str]) -> tuple[int, int]:
@@ -352,7 +357,7 @@ def _profiled_steps(argv: Sequence[str]) -> tuple[int, int]:
     first = int(_flag(argv, "--profile-step-start", "2")) + 1
     last = int(_flag(argv, "--profile-step-end", "4"))
     steps = int(_flag(argv, "--train-iters", str(last)))
-    return min(first, max(2, steps)), min(last, steps)
+    return min(first, steps), min(last, steps)
 
 
 def _profiling_flags(context: RankContext, argv: Sequence[str]) -> tuple[str, ...]:
@@ -371,14 +376,24 @@ def _flag(argv: Sequence[str], name: str, default: str) -> str:
     return default
 
 
-def _facts(embedding: Embedding | None) -> dict[str, object]:
-    """What the record's start says of the device."""
+def _facts(context: RankContext, embedding: Embedding | None) -> dict[str, object]:
+    """What the record's start, which rank 0 writes, says of the code and the device."""
     import torch  # noqa: PLC0415
 
+    from moe_bench.runtime.meters import began_unix_s, processor  # noqa: PLC0415
+
+    if context.rank != 0:
+        return {}
+    facts = {
+        "began_unix_s": began_unix_s(by_torchrun="TORCHELASTIC_RUN_ID" in environment()),
+        "commits": commits(str(context.megatron_path or "")),
+        "processor": processor(),
+    }
     if embedding is not None:
-        return {"device": "cpu"}
+        return {**facts, "device": "cpu"}
     is_off = environment().get("TORCHDYNAMO_DISABLE", "0") not in ("", "0")
-    return {"device": torch.cuda.get_device_name(), "torch_compile": "off" if is_off else "on"}
+    compiled = "off" if is_off else "on"
+    return {**facts, "device": torch.cuda.get_device_name(), "torch_compile": compiled}
 
 
 if __name__ == "__main__":

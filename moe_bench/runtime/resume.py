@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_bench.checkpoint import metadata
+from moe_bench.checkpoint.layout import TRACKER
 from moe_bench.errors import CheckpointError
+from moe_bench.results.reader import read_events
 
-TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iter_(\d{7,})\Z")
 
 _DROPPED = frozenset(
@@ -31,37 +33,68 @@ class Resumption:
     """Newer checkpoints that cannot be trusted, each with the reason."""
 
 
-def find(checkpoints: Path) -> Resumption | None:
-    """The newest whole torch_dist checkpoint under `checkpoints`; None when no save there ever ended.
+@dataclass(frozen=True)
+class Saved:
+    """The checkpoints in a --save folder that a run may go on from."""
 
-    Raises CheckpointError when saves have ended and none is whole any more: starting over would bury them.
+    folder: Path
+    kind: str = "torch_dist"
+    """--ckpt-format."""
+    steps: frozenset[int] | None = None
+    """Those of other steps are not looked at; None: all are."""
+
+    def newest(self) -> Resumption | None:
+        """The newest whole one; None when no save ever ended.
+
+        Raises CheckpointError when saves have ended and none is whole any more: starting over would bury them.
+        """
+        passed_over: list[str] = []
+        for step, folder in self._newest_first():
+            reason = damage(folder, self.kind)
+            if reason is None:
+                return Resumption(step=step, checkpoint=folder, passed_over=tuple(passed_over))
+            passed_over.append(f"{folder}: {reason}")
+        if len(passed_over) == len(self.unfinished()):
+            return None
+        raise CheckpointError(
+            f"{self.folder}: no checkpoint there is whole ({'; '.join(passed_over)}); "
+            "restore one, or move the folder away to start over"
+        )
+
+    def unfinished(self) -> tuple[str, ...]:
+        """The saves that were broken off before anything described them, each with the reason."""
+        return tuple(
+            f"{folder}: the save did not end"
+            for step, folder in self._newest_first()
+            if not _is_described(folder, step)
+        )
+
+    def _newest_first(self) -> list[tuple[int, Path]]:
+        if not self.folder.is_dir():
+            return []
+        found = [(int(m[1]), p) for p in self.folder.iterdir() if (m := _ITERATION.match(p.name))]
+        mine = [each for each in found if self.steps is None or each[0] in self.steps]
+        return sorted(mine, reverse=True)
+
+
+def saved_steps(run_dir: Path, folder: Path) -> frozenset[int]:
+    """The steps whose checkpoints this run's own record says it has saved to `folder`."""
+    return frozenset(
+        int(str(event.fields["step"]))
+        for event in read_events(run_dir).records
+        if event.event == "checkpoint_saved"
+        and Path(str(event.fields["path"])).parent.absolute() == folder.absolute()
+    )
+
+
+def damage(folder: Path, kind: str = "torch_dist") -> str | None:
+    """Why a checkpoint cannot be trusted; None when every byte that is known to belong to it is there.
+
+    `kind`: --ckpt-format. Of "torch", whose files no list names, Megatron's tracker and each archive's own end tell.
     """
-    passed_over: list[str] = []
-    for step, folder in _newest_first(checkpoints):
-        reason = damage(folder)
-        if reason is None:
-            return Resumption(step=step, checkpoint=folder, passed_over=tuple(passed_over))
-        passed_over.append(f"{folder}: {reason}")
-    if len(passed_over) == len(unfinished(checkpoints)):
-        return None
-    raise CheckpointError(
-        f"{checkpoints}: no checkpoint there is whole ({'; '.join(passed_over)}); "
-        "restore one, or move the folder away to start over"
-    )
-
-
-def unfinished(checkpoints: Path) -> tuple[str, ...]:
-    """The saves that were broken off before anything described them, each with the reason."""
-    return tuple(
-        f"{folder}: the save did not end"
-        for _, folder in _newest_first(checkpoints)
-        if not any((folder / name).exists() for name in ("metadata.json", ".metadata"))
-    )
-
-
-def damage(folder: Path) -> str | None:
-    """Why a torch_dist checkpoint cannot be trusted; None when every byte that its metadata names is there."""
-    if not (folder / "metadata.json").is_file():
+    if _is_of_ranks(folder):
+        return _damage_of_archives(folder)
+    if kind == "torch_dist" and not (folder / "metadata.json").is_file():
         return "metadata.json, which is written last, is missing: the save did not end"
     try:
         contents = metadata.load(folder / ".metadata")
@@ -80,6 +113,33 @@ def damage(folder: Path) -> str | None:
         if size < end:
             return f"{name} holds {size} bytes of at least {end}"
     return None
+
+
+def _is_of_ranks(folder: Path) -> bool:
+    """--ckpt-format torch: a folder for each tensor, pipeline and expert rank."""
+    return next(folder.glob("mp_rank_*"), None) is not None
+
+
+def _damage_of_archives(folder: Path) -> str | None:
+    step = _ITERATION.match(folder.name)
+    if step is None or not _is_described(folder, int(step[1])):
+        return f"{TRACKER}, which is written last, does not come to it: the save did not end"
+    for rank in sorted(folder.glob("mp_rank_*")):
+        if not (rank / "model_optim_rng.pt").is_file():
+            return f"{rank.name}/model_optim_rng.pt is missing"
+        for file in sorted(rank.glob("*.pt")):
+            if not zipfile.is_zipfile(file):
+                return f"{rank.name}/{file.name} is cut short"
+    return None
+
+
+def _is_described(folder: Path, step: int) -> bool:
+    """Whether something that is written after the checkpoint's data says that it is one."""
+    if _is_of_ranks(folder):
+        tracker = folder.parent / TRACKER
+        said = tracker.read_text().strip() if tracker.is_file() else ""
+        return said.isdecimal() and int(said) >= step
+    return any((folder / name).exists() for name in ("metadata.json", ".metadata"))
 
 
 def continued(argv: Sequence[str], checkpoints: Path) -> list[str]:
@@ -109,10 +169,3 @@ def point_tracker(checkpoints: Path, step: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(tracker)
-
-
-def _newest_first(checkpoints: Path) -> list[tuple[int, Path]]:
-    if not checkpoints.is_dir():
-        return []
-    found = [(int(m[1]), p) for p in checkpoints.iterdir() if (m := _ITERATION.match(p.name))]
-    return sorted(found, reverse=True)

@@ -20,6 +20,7 @@ from moe_bench.results.compare_text import verdicts
 from moe_bench.results.distribution import distribution, median_interval
 from moe_bench.results.listing import list_runs, listing_lines
 from moe_bench.results.live import follow
+from moe_bench.results.records import Event
 from moe_bench.results.summary import summarize
 from moe_bench.results.summary_text import print_summary
 from moe_bench.results.writer import RunWriter
@@ -58,6 +59,29 @@ def test_a_run_that_went_on_from_a_checkpoint_says_where(tmp_path: Path) -> None
         writer.step(step_record(step, train_steps=6, step_time_s=0.5))
     writer.close()
     assert "2 of 6 steps, from step 5 on" in text_of(tmp_path)
+
+
+def test_the_start_up_is_that_of_the_start_that_made_the_first_step(tmp_path: Path) -> None:
+    write_manifest(tmp_path)
+    writer = RunWriter(tmp_path)
+    first = step_record(1)
+    for began_s in (first.time_unix_s - 3600, first.time_unix_s - 10, first.time_unix_s + 90):
+        fields = {"began_unix_s": began_s}
+        writer.event(Event(event="start", time_unix_s=began_s + 5, fields=fields))
+    writer.step(first)
+    writer.close()
+    assert summarize(tmp_path).startup_s == pytest.approx(10)
+
+
+def test_every_checkpoint_counts_and_commits_are_versions(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, start={"commits": {"moe_bench": "0f4b4cf-dirty"}})
+    writer = RunWriter(run_dir)
+    for step in (20, 40):
+        say(writer, "checkpoint_saved", 50, step=step, path=f"/ck/iter_{step:07d}")
+    writer.close()
+    summary = summarize(run_dir)
+    assert summary.checkpoints == ("/ck/iter_0000020", "/ck/iter_0000040")
+    assert summary.versions["moe_bench commit"] == "0f4b4cf-dirty"
 
 
 def test_a_run_that_made_no_step_is_still_summarised(tmp_path: Path) -> None:
