@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from moe_bench.arguments import chain, corpus, cpu, effects, environment, rules, sizes
+from moe_bench.arguments import chain, checkpoints, corpus, cpu, effects, environment, rules, sizes
 from moe_bench.arguments.findings import Finding, raise_errors
 from moe_bench.arguments.flags import ARGUMENTS, Flags
 from moe_bench.config.command_line import Flag
@@ -103,7 +103,8 @@ def resolve_gathered(
         # A job without an image: its ranks run this very interpreter, with the libraries that it has, on nodes with GPUs.
         nodes = msgspec.structs.replace(machine, device="cuda", nsys=True)
         run = cpu.for_machine(run, nodes, asked=None, knows=flags.knows)
-    return _checked(corpus.with_ids_alone(run, flags.knows), flags, request)
+    run = checkpoints.demanded(corpus.with_ids_alone(run, flags.knows), flags.knows)
+    return _checked(run, flags, request)
 
 
 def _for_this_machine(

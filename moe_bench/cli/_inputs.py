@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moe_bench.arguments.checkpoints import starts_from
 from moe_bench.arguments.corpus import FROM_A_MODEL
+from moe_bench.checkpoint.layout import TRACKER
 from moe_bench.config.knobs import says, whole
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
@@ -30,6 +32,22 @@ def refuse_missing(run: ResolvedRun, project: Path) -> None:
             continue
         if Path(setting.value).is_absolute() and not Path(setting.value).exists():
             raise ConfigError(f"{says(name, knob)}: there is no such file or folder")
+    _refuse_missing_checkpoint(run, project)
+
+
+def _refuse_missing_checkpoint(run: ResolvedRun, project: Path) -> None:
+    load = starts_from(run)
+    if load is None or "--ckpt-step" in run.args or "://" in load.value:
+        return
+    folder = project / load.value
+    if (folder / TRACKER).is_file():
+        return
+    beside = [near for near in (folder.parent, folder / "checkpoints") if (near / TRACKER).is_file()]
+    hint = f"; there is one in {beside[0]}" if beside else ""
+    raise ConfigError(
+        f"{_said(run, 'LOAD_PATH', '--load')}: there is no checkpoint in {folder} ({TRACKER} is missing){hint}; "
+        "Megatron would train from scratch. With --save of the same folder it means: go on if there is something"
+    )
 
 
 def refuse_unnamed_tokenizer(run: ResolvedRun) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_bench.checkpoint.layout import TRACKER
 from moe_bench.cli._inputs import refuse_missing, refuse_unnamed_tokenizer
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
@@ -20,7 +21,7 @@ def resolve(*words: str, **given: str) -> ResolvedRun:
 
 
 def test_what_is_there_is_let_be(tmp_path: Path) -> None:
-    for name in ("text.idx", "more.idx", "tokenizer.model"):
+    for name in ("text.idx", "more.idx", "tokenizer.model", TRACKER):
         (tmp_path / name).touch()
     here = {"LOAD_PATH": str(tmp_path), "TOKENIZER_MODEL": str(tmp_path / "tokenizer.model")}
     for words, given in (
@@ -43,6 +44,8 @@ def test_what_is_there_is_let_be(tmp_path: Path) -> None:
         ),
         (("--data-path", "1", "/no/text"), {}, "/no/text.idx; it is the prefix"),
         (("--mock-data",), {"LOAD_PATH": "/no/where"}, "LOAD_PATH=/no/where (environment)"),
+        (("--mock-data",), {"LOAD_PATH": str(REPOSITORY)}, "there is no checkpoint in"),
+        (("--mock-data", "--load", "no/where"), {}, "--load no/where (command line): there is no"),
         (("--mock-data",), {"TOKENIZER_MODEL": "/no/m"}, "TOKENIZER_MODEL=/no/m (environment)"),
     ],
 )
@@ -51,6 +54,23 @@ def test_what_is_not_there_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         refuse_missing(resolve(*words, **given), REPOSITORY)
+
+
+def test_a_checkpoint_nearby_is_named(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000020").mkdir()
+    (tmp_path / TRACKER).write_text("20")
+    said = f"; there is one in {tmp_path};"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        refuse_missing(resolve("--mock-data", LOAD_PATH=str(tmp_path / "iter_0000020")), tmp_path)
+
+
+def test_going_on_in_a_folder_that_is_still_empty_is_a_start(tmp_path: Path) -> None:
+    run = resolve("--mock-data", "--load", f"{tmp_path}/", "--save", str(tmp_path))
+    refuse_missing(run, tmp_path)
+    assert "--exit-on-missing-checkpoint" not in run.args
+    started_from = resolve("--mock-data", LOAD_PATH=str(tmp_path))
+    demanded = started_from.args["--exit-on-missing-checkpoint"]
+    assert demanded.origin.place == f"LOAD_PATH={tmp_path} (environment)" or demanded.origin.place
 
 
 def test_a_tokenizer_that_is_read_must_be_named() -> None:
