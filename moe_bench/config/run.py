@@ -91,6 +91,8 @@ class ResolvedRun:
     """Warnings of the rules, in the order found."""
     point: SweepPoint | None = None
     """None for a run of its own."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Of this project and of MEGATRON_PATH when the run's directory was made (moe_bench/commits.py)."""
 
     @property
     def world_size(self) -> int:

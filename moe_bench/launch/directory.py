@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from moe_bench.commits import commits
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import LaunchError
 from moe_bench.launch.launcher import LaunchPlan
@@ -24,23 +26,31 @@ def create(run: ResolvedRun, plan: LaunchPlan) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            raise LaunchError(
-                f"RUN_ID={run.run_id}: {target} exists already and is left alone; choose another RUN_ID"
-            )
+            raise _taken(run)
         _fill(aside, run, plan)
         aside.rename(target)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if target.is_dir():  # another came first, a moment ago
+            raise _taken(run) from error
         base = run.knobs.get("OUTPUT_PATH")
         said = f"OUTPUT_PATH={base.value} ({base.origin.place}): " if base else ""
         raise LaunchError(f"{said}cannot write {target}: {error.strerror}") from error
+
+
+def _taken(run: ResolvedRun) -> LaunchError:
+    return LaunchError(
+        f"RUN_ID={run.run_id}: {run.run_dir} exists already and is left alone; choose another RUN_ID, or go on with that run "
+        "by starting its own script again"
+    )
 
 
 def _fill(folder: Path, run: ResolvedRun, plan: LaunchPlan) -> None:
     is_profiled = run.knobs["PROFILE"].value != "0"
     for name in (*FOLDERS, "profiles") if is_profiled else FOLDERS:
         (folder / name).mkdir(parents=True)
-    (folder / RUN_FILE).write_bytes(run.to_json() + b"\n")
+    recorded = replace(run, commits=commits(run.knob("MEGATRON_PATH")))
+    (folder / RUN_FILE).write_bytes(recorded.to_json() + b"\n")
     script = folder / plan.filename
     script.write_text(plan.script, newline="")
     script.chmod(0o755)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_bench.arguments.emit import argv
+from moe_bench.commits import commits
 from moe_bench.config.machine import Machine
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import LaunchError
@@ -135,7 +136,8 @@ def test_a_run_directory_is_made_whole(tmp_path: Path) -> None:
     plan = LocalLauncher(project=tmp_path, python="python", device="cpu").render(run)
     directory.create(run, plan)
     assert (run.run_dir / "launch.sh").read_text() == plan.script
-    assert ResolvedRun.from_json((run.run_dir / "run.json").read_bytes()) == run
+    recorded = ResolvedRun.from_json((run.run_dir / "run.json").read_bytes())
+    assert recorded == replace(run, commits=commits())
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["run"]
 
 
@@ -147,6 +149,22 @@ def test_a_run_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"RUN_ID=run: .* exists already and is left alone"):
         directory.create(run, plan)
     assert (run.run_dir / "run.json").stat().st_mtime_ns == before
+
+
+def test_of_two_that_make_one_run_directory_at_once_the_second_is_told(tmp_path: Path) -> None:
+    run = replace(Project(tmp_path / "p").resolve(), run_dir=tmp_path / "base" / "run")
+    plan = LocalLauncher(project=tmp_path, python="python", device="cpu").render(run)
+
+    class Late(type(tmp_path)):  # type: ignore[misc]
+        """Looks before the other has come."""
+
+        def exists(self, **_: bool) -> bool:
+            return False
+
+    directory.create(run, plan)
+    with pytest.raises(LaunchError, match=r"RUN_ID=run: .* exists already and is left alone"):
+        directory.create(replace(run, run_dir=Late(run.run_dir)), plan)
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["run"]
 
 
 def test_a_base_that_cannot_be_written_is_named(tmp_path: Path) -> None:
