@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -57,12 +58,25 @@ class ExpertCounter:
         def count(router: Any, _inputs: Any, output: Any) -> None:
             if self.paused or not router.training or not torch.is_grad_enabled():
                 return
-            routing_map = output[1]
+            if _is_warming_up_a_graph():
+                return
+            probs, routing_map = output[0], output[1]
             with torch.no_grad():
+                if router.config.moe_pad_expert_input_to_capacity:
+                    routing_map = routing_map & (
+                        probs != 0
+                    )  # what only fills an expert up has no weight
                 kept.add_(routing_map.sum(dim=0))
                 offered.add_(routing_map.shape[0] * router.topk)
 
         return count
+
+
+def _is_warming_up_a_graph() -> bool:
+    """Whether Megatron runs a layer in vain, before it captures it in a CUDA graph (--cuda-graph-impl local)."""
+    graphs = sys.modules.get("megatron.core.transformer.cuda_graphs")
+    is_warmup = getattr(graphs, "is_graph_warmup", None)
+    return is_warmup is not None and bool(is_warmup())
 
 
 def _routers(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,10 +36,13 @@ class Router(torch.nn.Module):
         super().__init__()
         self.layer_number = layer
         self.weight = torch.nn.Parameter(torch.zeros(4, 1))
+        self.config = SimpleNamespace(moe_pad_expert_input_to_capacity=False)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.arange(len(tokens)) % 3
-        return tokens, torch.nn.functional.one_hot(chosen, 4).bool()
+        probs = torch.nn.functional.one_hot(chosen, 4) * 0.5
+        pads = self.config.moe_pad_expert_input_to_capacity
+        return probs, torch.ones_like(probs).bool() if pads else probs.bool()
 
 
 @pytest.fixture
@@ -85,6 +90,25 @@ def test_what_a_capacity_factor_drops_is_counted(model: torch.nn.ModuleDict) -> 
     router(torch.zeros(6))
     (load,) = StepExchange(counter).run(READING).expert_load
     assert (load.layer, load.dropped_tokens) == (3, 6)
+
+
+def test_what_fills_experts_up_to_their_capacity_is_not_counted(model: torch.nn.ModuleDict) -> None:
+    counter = counted(model)
+    router = model["layer3"]["router"]
+    router.config.moe_pad_expert_input_to_capacity = True
+    router(torch.zeros(5))
+    (load,) = StepExchange(counter).run(READING).expert_load
+    assert load.tokens_per_expert == (2, 2, 1, 0)
+
+
+def test_the_runs_before_a_cuda_graph_is_captured_are_not_counted(
+    model: torch.nn.ModuleDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = SimpleNamespace(is_graph_warmup=lambda: True)
+    monkeypatch.setitem(sys.modules, "megatron.core.transformer.cuda_graphs", graphs)
+    counter = counted(model)
+    model["layer2"]["router"](torch.zeros(5))
+    assert not counter.table.any()
 
 
 def test_what_is_counted_stays_in_one_place(model: torch.nn.ModuleDict) -> None:
