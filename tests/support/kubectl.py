@@ -42,7 +42,7 @@ def create(rest: list[str]) -> int:
             name = document["metadata"]["name"]
             return refuse(f'Error from server (AlreadyExists): "{name}" already exists')
     for document in documents:
-        path(document).write_text(json.dumps(document))
+        write(path(document), json.dumps(document))
         print(f"{document['kind'].lower()}/{document['metadata']['name']} created")
         if document["kind"] == "Job" and "FAKE_CLUSTER_RUNS" in os.environ:
             with (STORE / "kubelet.log").open("w") as log:
@@ -106,7 +106,7 @@ def kubelet(rest: list[str]) -> int:
         "failed": retries,
         "succeeded": len(done),
     }
-    job_path.write_text(json.dumps(job))
+    write(job_path, json.dumps(job))
     return 0
 
 
@@ -121,7 +121,7 @@ def finish(job_path: Path, job: dict, running: dict, retries: int) -> int:
     }
     job["status"] = {"conditions": [{"type": "Failed", "status": "True", **why}], "failed": retries}
     if job_path.exists():
-        job_path.write_text(json.dumps(job))
+        write(job_path, json.dumps(job))
     return 0
 
 
@@ -143,7 +143,7 @@ def start(job: dict, index: int) -> subprocess.Popen:
     mounted.mkdir(exist_ok=True)
     [config_map] = STORE.glob(f"ConfigMap-*-{name}.json")
     for key, text in json.loads(config_map.read_text())["data"].items():
-        (mounted / key).write_text(text)
+        write(mounted / key, text)
     words = [expanded(word, environment) for word in (*container["command"], *container["args"])]
     words = [word.replace("/etc/moe-bench", str(mounted)) for word in words]
     words = [word.replace(f"{name}-0.{name}", "127.0.0.1") for word in words]
@@ -157,12 +157,12 @@ def start(job: dict, index: int) -> subprocess.Popen:
         "spec": {"nodeName": f"node-{index}"},
         "status": {"phase": "Running"},
     }
-    path(pod_object).write_text(json.dumps(pod_object))
+    write(path(pod_object), json.dumps(pod_object))
     with (STORE / f"{name}-{index}.log").open("a") as log:
         process = subprocess.Popen(
             words, env=environment, stdout=log, stderr=log, cwd=container["workingDir"]
         )
-    (STORE / f"pod-{index}.pid").write_text(str(process.pid))
+    write(STORE / f"pod-{index}.pid", str(process.pid))
     return process
 
 
@@ -175,6 +175,13 @@ def expanded(text: str, environment: dict[str, str]) -> str:
         return environment.get(match[1], match[0])
 
     return re.sub(r"\$\$|\$\(([A-Za-z_]\w*)\)", value, text)
+
+
+def write(path: Path, text: str) -> None:
+    """The file is there whole or not at all: pods, the kubelet and other calls read meanwhile."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def stored() -> list[dict]:
