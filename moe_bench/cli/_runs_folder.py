@@ -1,7 +1,9 @@
-"""The option that says where runs are, shared by the verbs that read them."""
+"""Where the verbs that read runs look for them, and how a run is named to them."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -19,3 +21,10 @@ runs_folder_option = click.option(
     default=DEFAULT_RUNS_FOLDER,
     help="Folder that holds the run directories; default: OUTPUT_PATH, else the project's runs/.",
 )
+
+
+def called(run_dir: Path, environment: Mapping[str, str]) -> str:
+    """The run's id where the verbs find it by that, else its path, as a shell takes it: a .conf may have set OUTPUT_PATH."""
+    looked_in = Path(environment.get("OUTPUT_PATH") or DEFAULT_RUNS_FOLDER)
+    is_found = looked_in.resolve() == run_dir.parent.resolve()
+    return run_dir.name if is_found else shlex.quote(str(run_dir))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 
 import click
 
 from moe_bench.cli._launching import announce, dry_run, request_of, resolve, say_notes
+from moe_bench.cli._runs_folder import called
 from moe_bench.errors import LaunchError
 
 _SETTINGS = {
@@ -110,10 +110,6 @@ def submit(name: str, words: tuple[str, ...]) -> None:
         record_refusal(run.run_dir, plan, str(error))
         raise
     record_submission(run.run_dir, plan, handle, launcher=name)
-    _say_submitted(handle.job_id, run.run_dir)
-
-
-def _say_submitted(job_id: str, run_dir: Path) -> None:
-    print(f"submitted job {job_id}")
-    print(f"run directory {run_dir}")
-    print(f"watch it with: python -m moe_bench status {run_dir.name}")
+    print(f"submitted job {handle.job_id}")
+    print(f"run directory {run.run_dir}")
+    print(f"watch it with: python -m moe_bench status {called(run.run_dir, request.environment)}")
