@@ -195,7 +195,7 @@ def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
         for one in begun.files
     }
     notes = misspelt.check(request.environment, conf.settings, file, texts)
-    knobs = _with_defaults(knobs, file)
+    knobs = _with_built_in(_with_defaults(knobs, file))
     return Gathered(
         model=model,
         knobs=knobs,
@@ -300,31 +300,17 @@ def _conf_files(request: Request, named: Setting) -> tuple[ConfFile, ...]:
 def _knobs(given: Mapping[str, Setting], conf: ConfVariables) -> dict[str, Setting]:
     """The value of each knob that has one: a flag wins whatever a .conf did, else what bash ended with."""
     knobs: dict[str, Setting] = {}
-    for name, knob in KNOBS.items():
+    for name in KNOBS:
         setting = conf.settings.get(name)
         if name in given and setting is not None:
             setting = _with_given_origin(given[name], setting)
         if setting is not None and setting.value:
             knobs[name] = setting
-        elif knob.default is not None:
-            origin = Origin(layer="default", place="built in")
-            knobs[name] = Setting(value=knob.default, origin=origin)
-        if name in knobs:
-            knob_table.check(name, knobs[name])
-    if not knobs.get("TRAINING_PARAMS_PATH"):
+            knob_table.check(name, setting)
+    if "TRAINING_PARAMS_PATH" not in knobs:
         path = f"{conf.settings['WORKSPACE'].value}/{MODELS}/{knobs['MODEL'].value}.yaml"
         origin = Origin(layer="default", place="built in")
         knobs["TRAINING_PARAMS_PATH"] = Setting(value=path, origin=origin)
-    return _with_node_size(knobs)
-
-
-def _with_node_size(knobs: dict[str, Setting]) -> dict[str, Setting]:
-    """GPUS_PER_NODE where no file says: 4 with GB200_CLUSTER=1, else 8."""
-    if "GPUS_PER_NODE" not in knobs:
-        gb200 = knobs["GB200_CLUSTER"].value == "1"
-        place = "GB200_CLUSTER=1" if gb200 else "built in"
-        origin = Origin(layer="default", place=place)
-        knobs["GPUS_PER_NODE"] = Setting(value="4" if gb200 else "8", origin=origin)
     return knobs
 
 
@@ -393,14 +379,30 @@ def _variables(
 
 
 def _with_defaults(knobs: Mapping[str, Setting], file: ModelFile) -> dict[str, Setting]:
-    """The knobs, and what the model's DEFAULTS say of those that nothing else gives a value."""
+    """The knobs, and what the model's DEFAULTS say of those that nothing above gives a value."""
     filled = dict(knobs)
     for entry in file.defaults:
-        current = knobs.get(entry.name)
-        if entry.name in KNOBS and (current is None or not current.value):
+        if entry.name in KNOBS and entry.name not in knobs and entry.words[0]:
             origin = Origin(layer="model", place=entry.place)
             filled[entry.name] = Setting(value=entry.words[0], origin=origin)
+            knob_table.check(entry.name, filled[entry.name])
     return filled
+
+
+def _with_built_in(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The knobs, in the table's order, with what is built in for those that nobody sets."""
+    default = Origin(layer="default", place="built in")
+    built_in = {
+        name: Setting(value=knob.default, origin=default)
+        for name, knob in KNOBS.items()
+        if knob.default is not None
+    }
+    filled = built_in | dict(knobs)
+    if "GPUS_PER_NODE" not in filled:
+        is_gb200 = filled["GB200_CLUSTER"].value == "1"
+        origin = replace(default, place="GB200_CLUSTER=1") if is_gb200 else default
+        filled["GPUS_PER_NODE"] = Setting(value="4" if is_gb200 else "8", origin=origin)
+    return {name: filled[name] for name in KNOBS if name in filled}
 
 
 def _exported(conf: ConfVariables, environment: Mapping[str, str]) -> dict[str, Setting]:

@@ -136,6 +136,29 @@ def test_defaults_of_the_yaml_yield_to_every_other_source(project: Project) -> N
     assert (run.args["--expert-tensor-parallel-size"].value, run.args["--seed"].value) == ("1", "6")
 
 
+def defaults(project: Project, lines: str) -> None:
+    path = project.root / MODELS / "Tiny-Test.yaml"
+    path.write_text(f"DEFAULTS:\n{lines}" + path.read_text())
+
+
+def test_defaults_of_the_yaml_beat_what_is_built_in(project: Project) -> None:
+    table = (project.root / RUNTIME).read_text()
+    project.write(RUNTIME, table.replace("export GPUS_PER_NODE=${GPUS_PER_NODE:-8}\n", ""))
+    assert project.resolve().knobs["GPUS_PER_NODE"].value == "8"
+    defaults(project, "  GB200_CLUSTER: 1\n  PROFILE: torch\n")
+    run = project.resolve()
+    assert (run.knobs["PROFILE"].value, run.knobs["PROFILE"].origin.layer) == ("torch", "model")
+    assert run.knobs["GPUS_PER_NODE"].value == "4"
+    assert run.env["NVLINK_DOMAIN_SIZE"].value == "72"
+    assert project.resolve({"GPUS_PER_NODE": "2"}).knobs["GPUS_PER_NODE"].value == "2"
+
+
+def test_defaults_of_the_yaml_are_checked_like_any_knob(project: Project) -> None:
+    defaults(project, "  PP_FIRST: x\n")
+    said = refusal(project)
+    assert f"PP_FIRST=x ({MODELS}/Tiny-Test.yaml:2) is not a whole number" in said
+
+
 # Exact words
 
 
