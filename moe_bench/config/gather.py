@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import msgspec
 from moe_bench.config import command_line, knobs as knob_table
 from moe_bench.config.conf import ConfFile, ConfVariables
 from moe_bench.config.knobs import BOUND, KNOBS
+from moe_bench.config.layers import EXPLICIT, PRECEDENCE
 from moe_bench.config.nearest import nearest
 from moe_bench.config.release import find_release
 from moe_bench.config.run import Origin, Overridden, Setting
@@ -195,7 +196,7 @@ def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
         for one in begun.files
     }
     notes = misspelt.check(request.environment, conf.settings, file, texts)
-    knobs = _with_built_in(_with_defaults(knobs, file))
+    knobs = _with_params(_with_built_in(_with_defaults(knobs, file)), begun.given)
     return Gathered(
         model=model,
         knobs=knobs,
@@ -215,14 +216,14 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
         if value is not None and (value or knob.kind in ("count", "count_or_false")):
             given[name] = Setting(value=value, origin=_origin(name, ENVIRONMENT, request))
             knob_table.check(name, given[name])
-    for flag in flags:
-        bound = BOUND.get(flag.name)
-        if bound is not None:
-            switch = "true" if "true" in KNOBS[bound].choices else ""
-            value = " ".join(flag.words) or switch
-            origin = _origin(flag.name, FLAG, request)
-            given[bound] = _on_top(Setting(value=value, origin=origin), given.get(bound))
-            knob_table.check(bound, given[bound])
+    for name, setting in _bound(_params(given.get("TRAINING_PARAMS"))):
+        before = given.get(name)
+        if before is None or before.origin == setting.origin:  # the last of several flags
+            given[name] = setting
+        elif not _agree(before.value, setting.value):
+            raise _two_values(name, before, setting)
+    for name, setting in _bound((flag, _origin(flag.name, FLAG, request)) for flag in flags):
+        given[name] = _on_top(setting, given.get(name))
     _default_model_and_cluster(given, request)
     if "MEGATRON_PATH" in given:
         _refuse_placeholder("MEGATRON_PATH", given["MEGATRON_PATH"])
@@ -230,6 +231,44 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
     release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
     given["MCORE_RELEASE_VERSION"] = release
     return given
+
+
+def _bound(
+    flags: Iterable[tuple[command_line.Flag, Origin]],
+) -> Iterator[tuple[str, Setting]]:
+    """The knobs that flags of the same meaning set, in order. Raises ConfigError for a value that one does not accept."""
+    for flag, origin in flags:
+        name = BOUND.get(flag.name)
+        if name is not None:
+            switch = "true" if "true" in KNOBS[name].choices else ""
+            setting = Setting(value=" ".join(flag.words) or switch, origin=origin)
+            knob_table.check(name, setting)
+            yield name, setting
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether two values say the same: Megatron's own flag has one word for both flex transports."""
+    return one == other or (one in ("deepep", "hybridep") and other == "flex")
+
+
+def _two_values(name: str, one: Setting, other: Setting) -> ConfigError:
+    said, flag = knob_table.says(name, one), knob_table.says(name, other)
+    return ConfigError(f"{said} and {flag} are one setting and differ; take one of them out")
+
+
+def _params(more: Setting | None) -> list[tuple[command_line.Flag, Origin]]:
+    """The flags of TRAINING_PARAMS, which have its rank."""
+    if more is None:
+        return []
+    try:
+        words = shlex.split(more.value)
+    except ValueError as error:
+        raise ConfigError(
+            f"TRAINING_PARAMS ({more.origin.place}): {error}: {more.value!r}"
+        ) from error
+    origin = replace(more.origin, place=knob_table.PARAMS)
+    flags = command_line.parse(words, place=f"TRAINING_PARAMS, {more.origin.place}")
+    return [(flag, origin) for flag in flags]
 
 
 def _origin(name: str, otherwise: Origin, request: Request) -> Origin:
@@ -318,7 +357,7 @@ def _with_given_origin(given: Setting, after: Setting) -> Setting:
     """In bash, flags and defaults were environment variables: put their own origin back, and flags back on top."""
     if after.value == given.value:
         return replace(given, overrode=(*given.overrode, *after.overrode))
-    if given.origin.layer == "flag":
+    if given.origin.layer == "flag" or given.origin.place == knob_table.PARAMS:
         return _on_top(given, after)
     lost = tuple(
         replace(one, origin=given.origin) if one.origin == ENVIRONMENT else one
@@ -405,6 +444,34 @@ def _with_built_in(knobs: Mapping[str, Setting]) -> dict[str, Setting]:
     return {name: filled[name] for name in KNOBS if name in filled}
 
 
+def _with_params(knobs: dict[str, Setting], given: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The knobs, and what flags of a file's TRAINING_PARAMS say of them; the caller's own are in `given`."""
+    more = knobs.get("TRAINING_PARAMS")
+    if more is not None and more.origin.layer in EXPLICIT:
+        return knobs
+    filled, said = dict(knobs), list(_bound(_params(more)))
+    for name, setting in said:
+        before = filled.get(name)
+        rank = _rank(before) if before is not None else len(PRECEDENCE)
+        if before is None or before.origin == setting.origin or _rank(setting) < rank:
+            filled[name] = _on_top(setting, before)
+        elif before.origin.layer not in EXPLICIT and not _agree(before.value, setting.value):
+            raise _two_values(name, before, setting)
+    kept = {(name, setting.value) for name, setting in said}
+    for name, setting in given.items():
+        if setting.origin.place == knob_table.PARAMS and (name, setting.value) not in kept:
+            by = knob_table.says("TRAINING_PARAMS", more) if more is not None else "a .conf file"
+            raise ConfigError(
+                f"{by} takes {knob_table.says(name, setting)} out again, by which the files were read; "
+                'write TRAINING_PARAMS="${TRAINING_PARAMS:-} ..." there'
+            )
+    return filled
+
+
+def _rank(setting: Setting) -> int:
+    return PRECEDENCE.index(setting.origin.layer)
+
+
 def _exported(conf: ConfVariables, environment: Mapping[str, str]) -> dict[str, Setting]:
     ours = KNOBS.keys() | {"WORKSPACE", "SHLVL", "PWD", "OLDPWD"}
     found = {
@@ -427,20 +494,8 @@ def _exported(conf: ConfVariables, environment: Mapping[str, str]) -> dict[str, 
 def _flags(
     trailing: tuple[command_line.Flag, ...], knobs: Mapping[str, Setting], request: Request
 ) -> tuple[tuple[command_line.Flag, Origin], ...]:
-    more = knobs.get("TRAINING_PARAMS")
-    from_environment: tuple[command_line.Flag, ...] = ()
-    if more is not None:
-        place = f"TRAINING_PARAMS, {more.origin.place}"
-        try:
-            from_environment = command_line.parse(shlex.split(more.value), place=place)
-        except ValueError as error:
-            raise ConfigError(
-                f"TRAINING_PARAMS ({more.origin.place}): {error}: {more.value!r}"
-            ) from error
-    said = [
-        (flag, replace(more.origin, place="TRAINING_PARAMS")) for flag in from_environment if more
-    ]
-    return (*said, *((flag, _origin(flag.name, FLAG, request)) for flag in trailing))
+    own = [(flag, _origin(flag.name, FLAG, request)) for flag in trailing]
+    return (*_params(knobs.get("TRAINING_PARAMS")), *own)
 
 
 def _shown(path: Path, project: Path) -> str:

@@ -229,6 +229,10 @@ BOUND = {knob.flag: knob.name for knob in KNOBS.values() if knob.flag}
 """Megatron flag -> the knob with the same meaning."""
 
 
+PARAMS = "TRAINING_PARAMS"
+"""The place of what its flags say."""
+
+
 def says(name: str, setting: Setting) -> str:
     """`TP=2 (environment)`, `--num-layers 8 (command line)`: how every message names a knob, as the user wrote it.
 
@@ -236,7 +240,8 @@ def says(name: str, setting: Setting) -> str:
     """
     value = setting.value if len(setting.value) <= _SHOWN else f"{setting.value[:_SHOWN]}..."
     shown = value if value.isprintable() else ascii(value)
-    flag = KNOBS[name].flag if name in KNOBS and setting.origin.layer == "flag" else None
+    is_flag = setting.origin.layer == "flag" or setting.origin.place == PARAMS
+    flag = KNOBS[name].flag if name in KNOBS and is_flag else None
     return (
         f"{flag} {shown} ({setting.origin.place})"
         if flag

@@ -87,6 +87,42 @@ def test_training_params_of_the_environment_rank_between_flags_and_yaml(project:
     ]
 
 
+def test_training_params_set_the_knobs_of_their_flags(project: Project) -> None:
+    project.add_flags("--moe-layer-freq: '[1]*${NUM_LAYERS}'")
+    params = "--pipeline-model-parallel-size 2 --num-layers 6 --num-layers 8"
+    run = project.resolve({"TRAINING_PARAMS": params, "VPP": "2"})
+    assert (run.knobs["PP"].value, run.knobs["NUM_LAYERS"].value) == ("2", "8")
+    assert run.args["--num-virtual-stages-per-pipeline-rank"].value == "2"
+    assert run.args["--moe-layer-freq"].value == "[1]*8"
+    assert run.args["--num-layers"].origin.place == "TRAINING_PARAMS"
+    run = project.resolve({"TRAINING_PARAMS": params}, ["--num-layers", "4"])
+    assert (run.knobs["NUM_LAYERS"].value, run.args["--num-layers"].value) == ("4", "4")
+
+
+def test_a_knob_and_a_flag_of_training_params_may_not_differ(project: Project) -> None:
+    flag = "--tensor-model-parallel-size"
+    said = refusal(project, {"TP": "4", "TRAINING_PARAMS": f"{flag} 2"})
+    assert said.startswith(f"TP=4 (environment) and {flag} 2 (TRAINING_PARAMS) are one setting")
+    assert project.resolve({"TP": "2", "TRAINING_PARAMS": f"{flag} 2"}).knobs["TP"].value == "2"
+
+
+def test_training_params_of_a_conf_set_knobs_below_the_callers(project: Project) -> None:
+    flag = "--tensor-model-parallel-size"
+    conf = f'export TRAINING_PARAMS="${{TRAINING_PARAMS:-}} {flag} 2"\n'
+    project.write(f"{CLUSTERS}/local.conf", conf)
+    for given, value in (({}, "2"), ({"TP": "4"}, "4"), ({"TRAINING_PARAMS": "--lr 0.1"}, "2")):
+        run = project.resolve(given)
+        assert (run.knobs["TP"].value, run.args[flag].value) == (value, value)
+    project.write(f"{CLUSTERS}/local.conf", f"{conf}export TP=4\n")
+    assert "TP=4 (cluster_configs/benchmarking/local.conf:2) and" in refusal(project)
+
+
+def test_a_conf_may_not_take_a_flag_out_that_the_files_were_read_by(project: Project) -> None:
+    project.write(f"{CLUSTERS}/local.conf", 'export TRAINING_PARAMS="--lr 0.1"\n')
+    said = refusal(project, {"TRAINING_PARAMS": "--num-layers 8"})
+    assert "takes --num-layers 8 (TRAINING_PARAMS) out again" in said
+
+
 def test_env_vars_of_the_yaml_yield_to_the_caller(project: Project) -> None:
     assert project.resolve().env["NCCL_DEBUG"].value == "VERSION"
     setting = project.resolve({"NCCL_DEBUG": "INFO"}).env["NCCL_DEBUG"]
