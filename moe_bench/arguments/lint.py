@@ -26,6 +26,7 @@ from moe_bench.arguments.conditions import (
     variables_in,
 )
 from moe_bench.arguments.findings import Finding
+from moe_bench.arguments.image import in_image
 from moe_bench.arguments.schema import FlagSchema
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import ResolvedRun
@@ -162,8 +163,7 @@ def packages_here(run: ResolvedRun, *, local: bool) -> Callable[[str], bool | No
 
 
 def _runs_in_this_interpreter(run: ResolvedRun, *, local: bool) -> bool:
-    image = run.knobs.get("CONTAINER_IMAGE")
-    return local and (image is None or not image.value)
+    return local and not in_image(run)
 
 
 def _is_installed(package: str) -> bool:

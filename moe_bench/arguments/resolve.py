@@ -14,6 +14,7 @@ import msgspec
 from moe_bench.arguments import chain, checkpoints, corpus, cpu, effects, environment, rules, sizes
 from moe_bench.arguments.findings import Finding, raise_errors
 from moe_bench.arguments.flags import ARGUMENTS, Flags
+from moe_bench.arguments.image import in_image
 from moe_bench.config.command_line import Flag
 from moe_bench.config.expand import expand
 from moe_bench.config.gather import PLACEHOLDER, Gathered, Request, gather
@@ -99,7 +100,7 @@ def resolve_gathered(
         run = _for_this_machine(run, machine, request, flags)
     elif machine.device == "cpu" and request.environment.get("MOE_BENCH_DEVICE") == "cpu":
         run = cpu.for_machine(run, machine, asked="cpu", knows=flags.knows)  # nodes without GPUs
-    elif request.must_name and machine.torch and not run.knob("CONTAINER_IMAGE"):
+    elif request.must_name and machine.torch and not in_image(run):
         # A job without an image: its ranks run this very interpreter, with the libraries that it has, on nodes with GPUs.
         nodes = msgspec.structs.replace(machine, device="cuda", nsys=True)
         run = cpu.for_machine(run, nodes, asked=None, knows=flags.knows)

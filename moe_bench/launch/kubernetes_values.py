@@ -14,7 +14,13 @@ from moe_bench.arguments.emit import argv
 from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import LaunchError
 from moe_bench.launch import time_limit
-from moe_bench.launch.script import SECRETS, before_python, is_on_cpu, without_effect
+from moe_bench.launch.script import (
+    SECRETS,
+    before_python,
+    is_on_cpu,
+    python_path,
+    without_effect,
+)
 
 CHART = Path(__file__).parent / "chart"
 RUN_LABEL = "moe-bench/run"
@@ -158,6 +164,11 @@ def _moved(setting: Any, moved: dict[str, str]) -> Any:
 
 
 def _move(text: str, moved: dict[str, str]) -> str:
+    """The path, or each path of a list with colons, as the pods see it."""
+    return ":".join(_move_one(part, moved) for part in text.split(":"))
+
+
+def _move_one(text: str, moved: dict[str, str]) -> str:
     for before, after in moved.items():
         if text == before or text.startswith(f"{before}/"):
             return after + text[len(before) :]
@@ -197,7 +208,8 @@ def _workspace(run: ResolvedRun) -> str:
 
 def _environment(inside: ResolvedRun) -> dict[str, str]:
     plain = {name: setting.value for name, setting in inside.env.items()}
-    plain |= {"MOE_BENCH_RUN_DIR": str(inside.run_dir), "PYTHONPATH": _workspace(inside)}
+    plain["MOE_BENCH_RUN_DIR"] = str(inside.run_dir)
+    plain["PYTHONPATH"] = python_path(inside, _workspace(inside), in_image=True)
     for name in ("MEGATRON_PATH", "NVLINK_DOMAIN_SIZE"):
         if value := inside.knob(name):
             plain[name] = value
@@ -218,6 +230,11 @@ def _tail(name: str) -> str:
 
 
 def _image(run: ResolvedRun) -> str:
+    if run.knob("CONTAINER_RUNTIME") == "none":
+        raise LaunchError(
+            f"CONTAINER_RUNTIME=none ({run.place('CONTAINER_RUNTIME')}) asks for ranks without an image, and pods always have one; "
+            "unset it"
+        )
     image = run.knob("CONTAINER_IMAGE").removeprefix("docker://").replace("#", "/")
     if not image or image.startswith(("/", ".")) or image.endswith(".sqsh"):
         raise LaunchError(

@@ -29,6 +29,16 @@ def without_effect(
             yield f"{says(name, knob)} {why}"
 
 
+def python_path(run: ResolvedRun, project: str, *, in_image: bool) -> str:
+    """PYTHONPATH for the ranks: the project's folder, then what a .conf or the model's YAML puts there.
+
+    In an image without .deps, where the entry scripts put what this machine's Python lacks.
+    """
+    said = run.env["PYTHONPATH"].value.split(":") if "PYTHONPATH" in run.env else []
+    left_out = ("", project, f"{project}/.deps") if in_image else ("", project)
+    return ":".join([project, *(folder for folder in said if folder not in left_out)])
+
+
 def printable(text: str) -> str:
     """For a comment: on one line, whatever it holds."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from moe_bench.arguments.chain import job_name
 from moe_bench.arguments.emit import argv
+from moe_bench.arguments.image import in_image
+from moe_bench.config.knobs import says
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import LaunchError
 from moe_bench.launch import queue, sbatch, time_limit
@@ -23,6 +25,7 @@ from moe_bench.launch.script import (
     before_python,
     by_flag,
     printable,
+    python_path,
     without_effect,
 )
 from moe_bench.results.records import STEPS_LEFT_FILE, STOP_FILE
@@ -72,7 +75,7 @@ class SlurmLauncher:
     def submit(self, plan: LaunchPlan, run: ResolvedRun) -> JobHandle:
         """Write the script into the run's directory and hand that file to sbatch. Raises LaunchError with sbatch's words."""
         script = run.run_dir / plan.filename
-        if not run.knob("CONTAINER_IMAGE"):
+        if not in_image(run):
             _check_python(self.python)
         return JobHandle(launcher="slurm", job_id=sbatch.submit(script))
 
@@ -120,7 +123,7 @@ class SlurmLauncher:
             DIRECTIVES=_directive_lines(_directives(run)),
             MODEL=printable(run.model) + kind,
             RUN_ID=printable(run.run_id),
-            ENVIRONMENT="\n".join(f"export {n}={shlex.quote(v)}" for n, v in exported.items()),
+            ENVIRONMENT="\n".join(_exports(run, exported)),
             SRUN_OPTIONS="\n".join(f"  {option} \\" for option in options),
             COMMAND=self._command(run, container),
             PROBE_S=str(PROBE_TIMEOUT_S),
@@ -136,7 +139,7 @@ class SlurmLauncher:
     def _environment(self, run: ResolvedRun) -> Iterator[tuple[str, str]]:
         yield "MOE_BENCH_RUN_DIR", str(run.run_dir)
         yield from ((name, setting.value) for name, setting in run.env.items())
-        yield "PYTHONPATH", str(self.workspace)
+        yield "PYTHONPATH", python_path(run, str(self.workspace), in_image=in_image(run))
         for name in ("MEGATRON_PATH", "NVLINK_DOMAIN_SIZE"):
             if value := run.knob(name):
                 yield name, value
@@ -151,11 +154,11 @@ class SlurmLauncher:
 
 def _notes(run: ResolvedRun) -> Iterator[str]:
     """What the caller may believe of the job, and is not so."""
-    if run.knob("CONTAINER_MOUNTS") and not run.knob("CONTAINER_IMAGE"):
-        yield (
-            f"CONTAINER_MOUNTS ({run.place('CONTAINER_MOUNTS')}) does nothing without CONTAINER_IMAGE: "
-            "the ranks run on the nodes themselves"
-        )
+    if not in_image(run):
+        runtime = run.knobs.get("CONTAINER_RUNTIME")
+        how = f"with {says('CONTAINER_RUNTIME', runtime)}" if runtime else "without CONTAINER_IMAGE"
+        why = f"does nothing {how}: the ranks run on the nodes themselves"
+        yield from without_effect(run, ("CONTAINER_IMAGE", "CONTAINER_MOUNTS"), why)
     for names, why in (
         (KUBERNETES_KNOBS, "is Kubernetes' and does nothing under Slurm"),
         (_RENDEZVOUS, "does nothing under Slurm: the job's own nodes and number tell"),
@@ -195,6 +198,13 @@ def _directives(run: ResolvedRun) -> list[str]:
     if run.knob("EXCLUSIVE") != "0":
         lines.append("--exclusive")
     return lines
+
+
+def _exports(run: ResolvedRun, exported: Mapping[str, str]) -> Iterator[str]:
+    inherits = "PYTHONPATH" not in run.env and not in_image(run)
+    for name, value in exported.items():
+        more = '"${PYTHONPATH:+:$PYTHONPATH}"' if name == "PYTHONPATH" and inherits else ""
+        yield f"export {name}={shlex.quote(value)}{more}"
 
 
 def _srun_options(run: ResolvedRun, container: Container) -> list[str]:
@@ -281,7 +291,7 @@ def _check_python(python: str) -> None:
         raise LaunchError(f"the ranks' Python {python} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         raise LaunchError(
-            f"without CONTAINER_IMAGE the ranks run {python}, which has no torch; set CONTAINER_IMAGE, or "
+            f"without an image the ranks run {python}, which has no torch; set CONTAINER_IMAGE, or "
             "MOE_BENCH_PYTHON to an environment that has torch and megatron-core, or let `bash ./interactive_benchmarking.sh` "
             "set up .venv for training once"
         )

@@ -14,7 +14,7 @@ set -euo pipefail
 
 export MOE_BENCH_RUN_DIR=/runs/20261121-120000-Tiny-Qwen3-0a1b
 export OMP_NUM_THREADS=1
-export PYTHONPATH=/opt/moe_bench
+export PYTHONPATH=/opt/moe_bench"${PYTHONPATH:+:$PYTHONPATH}"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
 export MASTER_ADDR MASTER_PORT

@@ -232,6 +232,20 @@ def test_paths_become_those_of_the_pods() -> None:
     assert inside.args["--save"].value == f"{run_dir}/checkpoints"
 
 
+def test_the_confs_python_path_follows_the_projects_folder_in_the_image() -> None:
+    run = make_run(**LEAST)
+    said = Setting(
+        value=f"/data/mypkg:{PROJECT}:{PROJECT}/.deps:{PROJECT}/more:",
+        origin=Origin(layer="cluster", place="ours.conf:1"),
+    )
+    run = dataclasses.replace(run, env=run.env | {"PYTHONPATH": said})
+    documents = yaml.safe_load_all(LAUNCHER.render(run).script)
+    job = next(one for one in documents if one["kind"] == "Job")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    [found] = [one["value"] for one in container["env"] if one["name"] == "PYTHONPATH"]
+    assert found == "/opt/moe_bench:/data/mypkg:/opt/moe_bench/more"
+
+
 def test_long_names_stay_short_and_distinct() -> None:
     names = set()
     for tail in ("0a1b", "0a1c"):
@@ -277,6 +291,7 @@ def test_the_pods_scripts_pass_shellcheck(path: Path) -> None:
         ({"K8S_TOLERATIONS": "a b"}, "K8S_TOLERATIONS"),
         ({"K8S_RESOURCES": "memory=lots"}, "900Gi"),
         ({"K8S_NODE_SELECTOR": "h100"}, "KEY=VALUE"),
+        ({"CONTAINER_RUNTIME": "none"}, "pods always have one"),
         ({"CONTAINER_MOUNTS": "/a:/b"}, "K8S_VOLUMES=pvc"),
         ({"NODELIST": "n1"}, "kubernetes.io/hostname"),
         ({"DEPENDENCY": "singleton"}, "DEPENDENCY=singleton .environment. is Slurm's"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from moe_bench.errors import LaunchError
 from moe_bench.launch.slurm import SlurmLauncher
-from tests.support.runs import FLAGS, make_run
+from tests.support.runs import FLAGS, make_run, setting
 
 LAUNCHER = SlurmLauncher(workspace=Path("/opt/moe_bench"), python="/opt/moe_bench/.venv/bin/python")
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -172,10 +173,62 @@ def test_quoting_is_that_of_the_shell() -> None:
 def test_mounts_without_an_image_are_said_to_do_nothing() -> None:
     notes = LAUNCHER.render(make_run(CONTAINER_MOUNTS="/data:/data")).notes
     assert any(
-        "CONTAINER_MOUNTS (environment) does nothing without CONTAINER_IMAGE" in n for n in notes
+        "CONTAINER_MOUNTS=/data:/data (environment) does nothing without CONTAINER_IMAGE" in note
+        for note in notes
     )
     with_image = make_run(CONTAINER_MOUNTS="/data:/data", CONTAINER_IMAGE="/i.sqsh")
     assert not any("CONTAINER_MOUNTS" in note for note in LAUNCHER.render(with_image).notes)
+
+
+def test_an_image_that_the_runtime_none_leaves_out_is_said_to_do_nothing() -> None:
+    plan = LAUNCHER.render(make_run(CONTAINER_IMAGE="/i.sqsh", CONTAINER_RUNTIME="none"))
+    assert any(
+        "CONTAINER_IMAGE=/i.sqsh (environment) does nothing with CONTAINER_RUNTIME=none (environment)"
+        in note
+        for note in plan.notes
+    )
+    assert f"{LAUNCHER.python} -m moe_bench.runtime.pretrain" in plan.script
+
+
+def test_with_the_runtime_none_the_ranks_interpreter_is_looked_at(tmp_path: Path) -> None:
+    launcher = SlurmLauncher(workspace=tmp_path, python=str(tmp_path / "none"))
+    run = make_run(tmp_path / "run", CONTAINER_IMAGE="/i.sqsh", CONTAINER_RUNTIME="none")
+    with pytest.raises(LaunchError, match="cannot be run"):
+        launcher.submit(launcher.render(run), run)
+
+
+def python_path(job: dict[str, str], conf: str | None, **knobs: str) -> str:
+    """What the script exports, in a job with that environment."""
+    run = make_run(**knobs)
+    if conf is not None:
+        run = dataclasses.replace(run, env=run.env | {"PYTHONPATH": setting(conf)})
+    script = LAUNCHER.render(run).script
+    [line] = [one for one in script.splitlines() if one.startswith("export PYTHONPATH=")]
+    shell = f'set -euo pipefail\n{line}\nprintf %s "$PYTHONPATH"'
+    done = subprocess.run(
+        ["bash", "-c", shell], env=job, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_the_projects_folder_is_put_before_the_jobs_own_python_path() -> None:
+    assert python_path({}, None) == "/opt/moe_bench"
+    assert python_path({"PYTHONPATH": "/a b:/c"}, None) == "/opt/moe_bench:/a b:/c"
+
+
+def test_the_projects_folder_is_put_before_the_confs_python_path() -> None:
+    mine = "/opt/mypkg:/opt/moe_bench:/opt/moe_bench/.deps:"
+    assert (
+        python_path({"PYTHONPATH": "/c"}, mine) == "/opt/moe_bench:/opt/mypkg:/opt/moe_bench/.deps"
+    )
+
+
+def test_what_this_machines_python_has_beside_the_project_is_not_for_an_image() -> None:
+    mine = "/opt/mypkg:/opt/moe_bench/.deps:/opt/moe_bench"
+    job = {"PYTHONPATH": "/opt/moe_bench:/opt/moe_bench/.deps"}
+    image = {"CONTAINER_IMAGE": "/i.sqsh"}
+    assert python_path(job, mine, **image) == "/opt/moe_bench:/opt/mypkg"
+    assert python_path(job, None, **image) == "/opt/moe_bench"
 
 
 def test_only_a_run_that_saves_is_requeued_when_it_stops() -> None:
