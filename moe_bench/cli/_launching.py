@@ -38,7 +38,9 @@ def request_of(words: Sequence[str], *, local: bool, must_name: bool = False) ->
         words=tuple(words),
         project=project,
         local=local,
-        device=probe(environment).device if local else environment.get("MOE_BENCH_DEVICE", "cuda"),
+        device=probe(environment).device
+        if local
+        else environment.get("MOE_BENCH_DEVICE") or "cuda",
         must_name=must_name,
         demo_prefix=demo_request(project, environment).prefix if local else None,
     )

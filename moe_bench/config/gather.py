@@ -196,7 +196,9 @@ def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
         for one in begun.files
     }
     notes = misspelt.check(request.environment, conf.settings, file, texts)
-    knobs = _with_params(_with_built_in(_with_defaults(knobs, file)), begun.given)
+    knobs = _with_defaults(knobs, file)
+    _refuse_too_late(begun.given, knobs)
+    knobs = _with_params(_with_built_in(knobs), begun.given)
     return Gathered(
         model=model,
         knobs=knobs,
@@ -211,9 +213,9 @@ def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
 def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, Setting]:
     """Knobs that the caller set, by a flag of the same meaning, by the environment, or by our defaults."""
     given: dict[str, Setting] = {}
-    for name, knob in KNOBS.items():
+    for name in KNOBS:
         value = request.environment.get(name)
-        if value is not None and (value or knob.kind in ("count", "count_or_false")):
+        if value:
             given[name] = Setting(value=value, origin=_origin(name, ENVIRONMENT, request))
             knob_table.check(name, given[name])
     for name, setting in _bound(_params(given.get("TRAINING_PARAMS"))):
@@ -230,6 +232,10 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
     _refuse_placeholder_secrets(request.environment)
     release = find_release(given.get("MCORE_RELEASE_VERSION"), given.get("MEGATRON_PATH"))
     given["MCORE_RELEASE_VERSION"] = release
+    if request.device is not None:
+        place = "this machine" if request.local else "built in"
+        origin = Origin(layer="default", place=place)
+        given.setdefault("MOE_BENCH_DEVICE", Setting(value=request.device, origin=origin))
     return given
 
 
@@ -318,8 +324,6 @@ def _for_bash(request: Request, given: Mapping[str, Setting]) -> dict[str, str]:
     environment = dict(request.environment)
     environment["WORKSPACE"] = str(request.project)
     environment.setdefault("MEGATRON_PATH", "")
-    if request.device is not None:
-        environment["MOE_BENCH_DEVICE"] = request.device
     environment |= {name: setting.value for name, setting in given.items()}
     return environment
 
@@ -370,19 +374,34 @@ _ACTED_ON: Mapping[str, tuple[str, ...]] = {
     "CLUSTER": ("common", "runtime", "cluster"),
     "DRY_RUN": ("common", "runtime", "cluster"),
     "MODEL": ("runtime", "cluster"),
+    "MOE_BENCH_DEVICE": ("common", "runtime", "cluster", "model"),
 }
-"""What a .conf of these layers cannot change any more: the files were chosen by it, or it asks that nothing starts."""
+"""What files of these layers cannot change any more: they were chosen or are read by it, or it asks that nothing starts."""
+_BEFORE_FILES = ("LAUNCHER", "RUN_ID")
+"""What only the environment can say: it has been acted on when the first file is read."""
 
 
 def _refuse_too_late(given: Mapping[str, Setting], knobs: Mapping[str, Setting]) -> None:
     for name, layers in _ACTED_ON.items():
         asked, found = given.get(name), knobs.get(name)
-        if asked is None or found is None or found.origin.layer not in layers:
+        if asked is None or found is None:
             continue
-        if found.value != asked.value:
+        said = [Overridden(value=found.value, origin=found.origin)]
+        if asked.origin.layer == "default":  # what a file would have set but for that
+            said += found.overrode
+        for one in said:
+            if one.origin.layer in layers and one.value != asked.value:
+                wish = knob_table.says(name, Setting(value=one.value, origin=one.origin))
+                raise ConfigError(
+                    f"{wish} contradicts {knob_table.says(name, asked)}, by which this file was read; "
+                    "take it out of the file, or say it in the environment"
+                )
+    for name in _BEFORE_FILES:
+        late = knobs.get(name)
+        if late is not None and late.origin.layer not in EXPLICIT:
             raise ConfigError(
-                f"{knob_table.says(name, found)} contradicts {knob_table.says(name, asked)}, by which this file was read; "
-                "take it out of the file, or say it in the environment"
+                f"{knob_table.says(name, late)} comes too late: it has been acted on when this file is read; "
+                f"take it out of the file, and say it in the environment: {name}={late.value} bash ./..."
             )
 
 

@@ -275,7 +275,6 @@ def test_output_path_within_the_yaml_is_the_runs_own_directory(project: Project)
         ("0", "TP=0 (environment) must be at least 1"),
         ("-1", "TP=-1 (environment) is not a whole number"),
         ("1.5", "TP=1.5 (environment) is not a whole number"),
-        ("", "TP= (environment) is not a whole number"),
         ("²", "is not a whole number"),
         ("2 ", "is not a whole number"),
         ("$(id)", "is not a whole number"),
@@ -283,6 +282,11 @@ def test_output_path_within_the_yaml_is_the_runs_own_directory(project: Project)
 )
 def test_bad_numbers(project: Project, value: str, said: str) -> None:
     assert said in refusal(project, {"TP": value})
+
+
+@pytest.mark.parametrize("name", ["TP", "NUM_LAYERS", "GPUS_PER_NODE", "PP_FIRST", "PR", "CLUSTER"])
+def test_an_empty_knob_is_an_unset_one(project: Project, name: str) -> None:
+    assert project.resolve({name: ""}).knobs.get(name) == project.resolve().knobs.get(name)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +348,34 @@ def test_placeholders_of_a_cluster_file_are_refused_with_their_line(project: Pro
     project.write(f"{CLUSTERS}/local.conf", "\nexport ACCOUNT=${ACCOUNT:-YOUR_ACCOUNT}\n")
     assert "ACCOUNT=YOUR_ACCOUNT (cluster_configs/benchmarking/local.conf:2)" in refusal(project)
     assert project.resolve({"ACCOUNT": "me"}).knobs["ACCOUNT"].value == "me"
+
+
+@pytest.mark.parametrize("name", ["RUN_ID", "LAUNCHER"])
+def test_what_a_file_says_too_late_is_refused(project: Project, name: str) -> None:
+    project.write(f"{CLUSTERS}/local.conf", f"export {name}=${{{name}:-x}}\n")
+    said = f"{name}=x (cluster_configs/benchmarking/local.conf:1) comes too late"
+    assert said in refusal(project)
+    assert project.resolve({name: "mine"}).knobs[name].value == "mine"
+    project.write(f"{CLUSTERS}/local.conf", "")
+    defaults(project, f"  {name}: x\n")
+    assert f"{name}=x ({MODELS}/Tiny-Test.yaml:2) comes too late" in refusal(project)
+
+
+@pytest.mark.parametrize("line", ["cpu", "${MOE_BENCH_DEVICE:-cpu}"])
+def test_a_conf_may_not_name_another_device_than_the_one_it_was_read_for(
+    project: Project, line: str
+) -> None:
+    project.write(f"{CLUSTERS}/local.conf", f"export MOE_BENCH_DEVICE={line}\n")
+    said = refusal(project, device="cuda")
+    assert "MOE_BENCH_DEVICE=cpu (cluster_configs/benchmarking/local.conf:1) contradicts" in said
+    assert "MOE_BENCH_DEVICE=cuda (built in)" in said
+    run = project.resolve({"MOE_BENCH_DEVICE": "cpu"}, device="cpu")
+    assert run.knobs["MOE_BENCH_DEVICE"].origin.layer == "environment"
+
+
+def test_the_device_that_was_found_is_not_said_to_be_the_callers(project: Project) -> None:
+    setting = project.resolve(device="cuda", local=True).knobs["MOE_BENCH_DEVICE"]
+    assert (setting.value, setting.origin.place) == ("cuda", "this machine")
 
 
 def test_a_secret_in_a_file_is_refused(project: Project) -> None:
