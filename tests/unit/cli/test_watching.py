@@ -44,22 +44,23 @@ def test_without_a_traceback_the_last_lines_are_shown() -> None:
 
 
 WATCHING = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from moe_bench.cli._watching import watch
 from moe_bench.launch import directory, local
 from moe_bench.launch.launcher import LaunchPlan
 from tests.support.runs import make_run
 class Interrupted(local.subprocess.Popen):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        while not (run.run_dir / "launch.sh.ready").exists(): pass
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if command[0] != "bash": return
+        deadline_s = time.monotonic() + 60
+        while not (run.run_dir / "launch.sh.ready").exists() and time.monotonic() < deadline_s: time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
-if "early" in sys.argv:
-    local.subprocess.Popen = Interrupted
 script = 'trap "echo told > $0.told; exit 143" TERM; echo > $0.ready; while :; do sleep 0.05; done'
 run, plan = make_run(Path(sys.argv[1]), PROFILE="0"), LaunchPlan(launcher="local", filename="launch.sh", script=script)
 directory.create(run, plan)
+if "early" in sys.argv: local.subprocess.Popen = Interrupted
 sys.exit(watch(plan, run))
 """
 """Watches a script that stands in for a run's own; `early`: told to stop before it has its process."""
