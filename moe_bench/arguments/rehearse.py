@@ -8,7 +8,7 @@ is left out is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moe_bench.arguments.corpus import SOURCES, names_tokenizer
@@ -37,7 +37,7 @@ Changes = dict[str, str | None]
 """New value of each flag; None takes it out."""
 
 
-def rehearse(run: ResolvedRun) -> ResolvedRun:
+def rehearse(run: ResolvedRun, knows: Callable[[str], bool]) -> ResolvedRun:
     """The stand-in, with `rehearsal` set and one Substitution for each change.
 
     Raises ConfigError for a REHEARSE_RANKS that is not 1 to 8, ArgumentsError for an unreadable layer pattern.
@@ -58,15 +58,15 @@ def rehearse(run: ResolvedRun) -> ResolvedRun:
         args=_changed(run.args, kept),
         knobs=_knobs(run.knobs, sizes, stages, kept),
         substitutions=(*run.substitutions, *_said(run, kept, ranks)),
-        notes=(*run.notes, *_refused_at_full_size(run)),
+        notes=(*run.notes, *_refused_at_full_size(run, knows)),
         rehearsal=True,
     )
 
 
-def _refused_at_full_size(run: ResolvedRun) -> Iterator[str]:
+def _refused_at_full_size(run: ResolvedRun, knows: Callable[[str], bool]) -> Iterator[str]:
     """Sizes that do not divide would go unseen in a stand-in that has others."""
     try:
-        check(run)
+        check(run, knows)
     except MoeBenchError as refusal:
         yield f"at its full size this run would be refused: {refusal}"
 

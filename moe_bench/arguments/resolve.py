@@ -114,7 +114,7 @@ def _for_this_machine(
     if run.knobs["REHEARSE"].value == "1":
         from moe_bench.arguments.rehearse import rehearse  # noqa: PLC0415 - seldom asked for
 
-        run = rehearse(run)
+        run = rehearse(run, flags.knows)
     if request.demo_prefix is not None:
         run = corpus.with_demo(run, request.demo_prefix)
     run = cpu.for_machine(
@@ -142,7 +142,7 @@ def _checked(run: ResolvedRun, flags: Flags, request: Request) -> ResolvedRun:
     """The run with what the checks note. Raises for what would fail or mean something else."""
     refuse_placeholders(run)
     run = flags.checked(run)
-    sizes.check(run)
+    sizes.check(run, flags.knows)
     findings = _lint(run, flags, request)
     raise_errors(findings)
     warned = tuple(str(one) for one in findings if one.severity == "warning")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -190,8 +190,8 @@ def _local(
     return Setting(value=value, origin=Origin(layer=layer, place=place), overrode=lost)
 
 
-def check(run: ResolvedRun) -> None:
-    """Raises ConfigError for the first sizes that do not fit together, with the way out."""
+def check(run: ResolvedRun, knows: Callable[[str], bool]) -> None:
+    """Raises ConfigError for the first sizes that do not fit together, with the way out. `knows`: the release's flags."""
     for flag, name in BOUND.items():
         if flag in run.args and KNOBS[name].kind in ("count", "count_or_false"):
             _number(flag, run.args[flag])
@@ -200,7 +200,7 @@ def check(run: ResolvedRun) -> None:
     _check_heads(run, sizes)
     _check_experts(run, sizes)
     _check_sequence(run, sizes)
-    _check_batch(run, sizes)
+    _check_batch(run, sizes, knows)
     _check_patterns(run)
     _check_pipeline_knobs(run, pipeline_of(run))
 
@@ -321,7 +321,12 @@ def _check_sequence(run: ResolvedRun, sizes: Sizes) -> None:
         )
 
 
-def _check_batch(run: ResolvedRun, sizes: Sizes) -> None:
+_LOWERED = "--decrease-batch-size-if-needed"
+_EVALUATED = "--eval-global-batch-size"
+"""GBS where it is not given, and never lowered."""
+
+
+def _check_batch(run: ResolvedRun, sizes: Sizes, knows: Callable[[str], bool]) -> None:
     micro, global_batch = (
         _optional(run, "--micro-batch-size"),
         _optional(run, "--global-batch-size"),
@@ -330,6 +335,9 @@ def _check_batch(run: ResolvedRun, sizes: Sizes) -> None:
         return
     data_parallel = sizes.world.number // (sizes.tp.number * sizes.pp.number * sizes.cp.number)
     unit = micro.number * data_parallel
+    is_lowered = _LOWERED in run.args and global_batch.number >= unit
+    if is_lowered and (_EVALUATED in run.args or not knows(_EVALUATED)):
+        return
     if global_batch.number % unit:
         above = -(-global_batch.number // unit) * unit
         micro_fits = [
@@ -338,6 +346,8 @@ def _check_batch(run: ResolvedRun, sizes: Sizes) -> None:
             if one <= micro.number and global_batch.number % (one * data_parallel) == 0
         ]
         or_micro = f", or MBS={micro_fits[-1]}" if micro_fits else ""
+        if is_lowered:
+            or_micro += f", or {_EVALUATED} {above - unit} beside {_LOWERED}"
         raise ConfigError(
             f"{global_batch.said} is not a multiple of {micro.said} x DP={data_parallel} "
             f"({sizes.world.number} ranks of {sizes.world.said}); use GBS={above} or another multiple of {unit}{or_micro}"

@@ -54,6 +54,28 @@ def test_sizes_that_do_not_divide(
     assert said in refusal(project, given, *flags)
 
 
+LOWERED = "--decrease-batch-size-if-needed"
+
+
+@pytest.mark.parametrize(
+    ("release", "flags"),
+    [("0.17", [LOWERED]), ("0.19", [LOWERED, "--eval-global-batch-size", "8"])],
+)
+def test_a_batch_that_megatron_itself_lowers_need_not_divide(
+    project: Project, release: str, flags: list[str]
+) -> None:
+    given = {"GBS": "12", "MCORE_RELEASE_VERSION": release}
+    assert project.resolve(given, flags).args["--global-batch-size"].value == "12"
+    assert "use GBS=8" in refusal(project, given | {"GBS": "7"}, *flags)
+
+
+def test_a_batch_that_megatron_lowers_for_training_alone_needs_one_for_evaluation(
+    project: Project,
+) -> None:
+    said = refusal(project, {"GBS": "12"}, LOWERED)
+    assert f"or --eval-global-batch-size 8 beside {LOWERED}" in said
+
+
 def test_query_groups_and_tp(project: Project) -> None:
     project.add_flags("--group-query-attention: true\n--num-query-groups: 3")
     assert "--num-query-groups 3" in refusal(project, {})
