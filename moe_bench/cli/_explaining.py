@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from moe_bench.arguments.flags import Flags
 from moe_bench.arguments.schema import FlagSpec
+from moe_bench.cli._destination import destination
 from moe_bench.config.gather import MODELS, Request
 from moe_bench.config.knobs import BOUND, KNOBS
 from moe_bench.config.layers import MEANING, PRECEDENCE
@@ -26,7 +27,7 @@ def as_text(run: ResolvedRun, keys: Sequence[str], request: Request) -> Iterator
         for key in keys:
             yield from _one(run, key, request)
         return
-    yield f"{run.model}: {run.world_size} ranks, run directory {run.run_dir}"
+    yield f"{run.model} {destination(request)}: {run.world_size} ranks, run directory {run.run_dir}"
     yield "precedence, highest first:"
     for layer in PRECEDENCE:
         yield f"  {layer:<12} {MEANING[layer]}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import click
 
-from moe_bench.cli._launching import request_of, resolve
-from moe_bench.config.sources import process_environment
+from moe_bench.cli._destination import destination_option, request_described
+from moe_bench.cli._launching import resolve
 
 _SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
@@ -25,8 +23,9 @@ class _Command(click.Command):
     cls=_Command, context_settings=_SETTINGS, short_help="Show every value with its origin."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@destination_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def command(words: tuple[str, ...], *, as_json: bool) -> None:
+def command(words: tuple[str, ...], *, as_json: bool, here: bool | None) -> None:
     """Show what the run that the environment describes would be: `MODEL=Tiny-Qwen3 TP=2 python -m moe_bench explain TP`.
 
     Leading names choose what is shown: knobs (TP), Megatron flags in full (--seq-length alone) or variables. Flags that
@@ -35,7 +34,7 @@ def command(words: tuple[str, ...], *, as_json: bool) -> None:
     from moe_bench.cli._explaining import as_text, refuse_unknown, to_json
 
     keys, flags = _split(words)
-    request = request_of(flags, local=_is_for_this_machine(process_environment()))
+    request = request_described(flags, here=here)
     run, _ = resolve(request)
     refuse_unknown(run, keys, request)
     if as_json:
@@ -56,10 +55,3 @@ def _split(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if leading == 0 and len(words) == 1 and "=" not in words[0]:
         return words, ()
     return words[:leading], words[leading:]
-
-
-def _is_for_this_machine(environment: Mapping[str, str]) -> bool:
-    """A small model, a rehearsal or the CPU asked for runs here; anything else is shown as a cluster would run it."""
-    model = environment.get("MODEL") or "Tiny-"
-    is_rehearsal = environment.get("REHEARSE") == "1"
-    return model.startswith("Tiny-") or is_rehearsal or bool(environment.get("MOE_BENCH_DEVICE"))

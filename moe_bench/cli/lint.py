@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moe_bench.cli._launching import request_of, with_model
+from moe_bench.cli._destination import destination_option, request_described
 from moe_bench.config.sources import process_environment
 
 if TYPE_CHECKING:
@@ -22,25 +22,21 @@ if TYPE_CHECKING:
     short_help="Check flags, versions and what does not work together.",
 )
 @click.option("--rules", "only_rules", is_flag=True, help="List the interaction rules in force.")
-@click.option(
-    "--here", is_flag=True, help="Check for this machine, as the interactive script would run it."
-)
+@destination_option
 @click.argument(
     "words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL] [--MEGATRON-FLAG VALUE]..."
 )
-def command(words: tuple[str, ...], *, only_rules: bool, here: bool) -> None:
+def command(words: tuple[str, ...], *, only_rules: bool, here: bool | None) -> None:
     """Print every finding for the run that MODEL and the environment describe; exit with 2 when it could not start.
 
     TE_VERSION, TORCH_VERSION and GPU_ARCH (h100, b200, ...) tell what the cluster has; without them a rule that needs to know
     gives a note. More rules: lint_rules/*.yaml, or files named in MOE_BENCH_RULES=a.yaml:b.yaml.
     """
     model, flags = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
-    request = request_of(flags, local=here)
+    request = request_described(flags, here=here, model=model)
     if only_rules:
         _list_rules(request)
         return
-    if model:
-        request = with_model(request, model)
     run, findings = _found(request)
     notes = [f"left-out: {one.asked} -> {one.used}: {one.reason}" for one in run.substitutions]
     notes += [note for note in run.notes if note not in {str(finding) for finding in findings}]
