@@ -6,8 +6,11 @@ WORKSPACE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 export WORKSPACE
 # shellcheck source=moe_bench/bootstrap.sh
 source "$WORKSPACE/moe_bench/bootstrap.sh"
-: "${SOURCE_CKPT_PATH:?is not set: the folder of the Hugging Face model}"
-: "${TARGET_CKPT_PATH:?is not set: the folder to write the torch_dist checkpoint to}"
+require() { # require NAME WHAT
+  [[ -n "${!1:-}" ]] || { echo "error: $1 is not set: $2" >&2; exit 2; }
+}
+require SOURCE_CKPT_PATH "the folder of the Hugging Face model"
+require TARGET_CKPT_PATH "the folder to write the torch_dist checkpoint to"
 bootstrap train
 exec "$PYTHON" -m moe_bench convert import "$SOURCE_CKPT_PATH" "$TARGET_CKPT_PATH" \
   --preset "$WORKSPACE/model_configs/benchmarking/$MODEL.yaml" "$@"
