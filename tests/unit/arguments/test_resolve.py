@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,19 @@ def test_values_reach_argv_exactly_from_every_source(project: Project, value: st
     assert words[words.index("--wandb-entity") + 1] == value
     if value:
         assert words[words.index("--wandb-project") + 1] == value
+
+
+@pytest.mark.parametrize("value", ["--foo", "-foo", "-1e-3", "-", "-1", "-.5", "-2.5", "-a b", "a"])
+def test_megatrons_parser_reads_a_value_that_looks_like_a_flag(
+    project: Project, value: str
+) -> None:
+    name = "--wandb-exp-name"
+    words = argv(project.resolve({}, [f"{name}={value}"]))
+    at = next(index for index, word in enumerate(words) if word.startswith(name))
+    parser = argparse.ArgumentParser()
+    parser.add_argument(name)
+    count = 1 if "=" in words[at] else 2
+    assert parser.parse_args(words[at : at + count]).wandb_exp_name == value
 
 
 def test_lists_become_several_words(project: Project) -> None:
