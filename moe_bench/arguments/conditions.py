@@ -179,6 +179,12 @@ def variables_in(conditions: tuple[Condition, ...]) -> list[str]:
     return direct + [name for one in conditions for name in variables_in((*one.any, *one.none))]
 
 
+def patterns_in(conditions: tuple[Condition, ...]) -> list[str]:
+    """What `says` of the conditions name: flags, and beginnings of flags with a `*`."""
+    direct = [pattern for one in conditions for pattern in one.says]
+    return direct + [name for one in conditions for name in patterns_in((*one.any, *one.none))]
+
+
 def refuse_malformed(condition: Condition, place: str) -> None:
     """Raises ConfigError unless the condition has one subject and one test that fits it."""
     subjects = [

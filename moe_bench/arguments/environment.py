@@ -36,10 +36,11 @@ def threads_per_rank(machine: Machine, ranks: int) -> int:
     return max(machine.cores // max(ranks, 1), 1)
 
 
-_PASSED_ON = (
+PASSED_ON = (
     *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP", "WANDB_TAGS"),
     *("MEGATRON_PATH", "PROFILE"),
 )
+"""Knobs that the ranks get as variables."""
 
 
 def of_run(
@@ -50,7 +51,7 @@ def of_run(
     yield Candidate(name="MOE_BENCH_RUN_ID", value=run_id, origin=rule)
     yield Candidate(name="MOE_BENCH_RUN_DIR", value=run_dir, origin=rule)
     yield Candidate(name="MOE_BENCH_MODEL", value=model, origin=rule)
-    for name in _PASSED_ON:
+    for name in PASSED_ON:
         if name in knobs:
             yield Candidate(name=name, value=knobs[name].value, origin=knobs[name].origin)
     wandb_dir = Candidate(name="WANDB_DIR", value=run_dir, origin=rule)

@@ -19,15 +19,18 @@ from moe_bench.arguments.conditions import (
     flags_in,
     known_keys,
     matches,
+    patterns_in,
     refuse_malformed,
     refuse_no_range,
     said_like,
     unknown_package,
     variables_in,
 )
+from moe_bench.arguments.environment import PASSED_ON
 from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.image import in_image
-from moe_bench.arguments.schema import FlagSchema
+from moe_bench.arguments.schema import FlagSchema, load, release_lines
+from moe_bench.config.knobs import KNOBS
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
@@ -86,12 +89,57 @@ def lint(
     facts = Facts.of(run, schema, versions, has)
     found: list[Finding] = []
     for rule in builtin_rules() if rules is None else rules:
+        if rule.origin != "builtin":
+            found += _idle(rule, schema)
         if not matches(schema.release, rule.megatron):
             continue
         holds = all_hold(rule.when, facts)
         if holds is not False:
             found.append(_finding(rule, facts, is_known=holds is True))
     return [*found, *_of_packages(run, schema, has)]
+
+
+def _idle(rule: Rule, schema: FlagSchema) -> Iterator[Finding]:
+    """A note for each flag that no release has. Raises ConfigError for a knob, and for what is nearly a release's flag."""
+    place = f"{rule.origin or 'a rule'} ({rule.name})"
+    for name in (*flags_in(rule.when), *variables_in(rule.when), *patterns_in(rule.when)):
+        if name in KNOBS and name not in PASSED_ON:
+            flag = KNOBS[name].flag
+            hint = f"write flag: {flag}" if flag else "ask for the flag or variable that it sets"
+            raise ConfigError(
+                f"{place}: {name} is a knob, and rules are about what the ranks get; {hint}"
+            )
+        if not _is_idle(name, rule, schema):
+            continue
+        close = nearest(name, sorted(_flags_of_all_releases()), count=1)
+        if close or not name.startswith("--"):
+            hint = f"; did you mean {close[0]}?" if close else "; flags are written --like-this"
+            raise ConfigError(f"{place}: no release has a flag {name}{hint}")
+        yield Finding(
+            severity="note",
+            rule=rule.name,
+            subject=name,
+            place=rule.origin,
+            reason="no release has this flag, so the rule cannot speak",
+            fix="a checkout in MEGATRON_PATH may have it",
+        )
+
+
+def _is_idle(name: str, rule: Rule, schema: FlagSchema) -> bool:
+    is_open = schema.stands_in or bool(schema.unread)  # a checkout whose flags are not all known
+    if is_open or name in schema.flags or name in variables_in(rule.when):
+        return False
+    known = {*schema.flags, *_flags_of_all_releases()}
+    return (
+        not any(flag.startswith(name[:-1]) for flag in known)
+        if name.endswith("*")
+        else (name not in known)
+    )
+
+
+@cache
+def _flags_of_all_releases() -> frozenset[str]:
+    return frozenset(flag for line in release_lines() for flag in load(line).flags)
 
 
 _MODULES = {"nvidia-modelopt": "modelopt"}

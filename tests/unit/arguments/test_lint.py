@@ -241,6 +241,47 @@ def test_a_malformed_rule_is_refused_with_its_file(tmp_path: Path, text: str, sa
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("{flag: --expert-model-paralel-size, above: 8}", "mean --expert-model-parallel-size"),
+        ("{flag: EP, above: 8}", "EP is a knob, and rules are about what the ranks get"),
+        ("{env: EP, in: ['8']}", "write flag: --expert-model-parallel-size"),
+        ("{env: CLUSTER, in: [a]}", "CLUSTER is a knob"),
+        ("{flag: nosuch, is: on}", "no release has a flag nosuch; flags are written --like-this"),
+        ("{says: [--moe-enable-deeped]}", "mean --moe-enable-deepep"),
+        ("any: [{flag: --swigluu, is: on}]", "mean --swiglu"),
+        ("{flag: --seq-length, above: --seq-lenght}", "mean --seq-length"),
+    ],
+)
+def test_a_rule_of_the_users_that_could_never_speak_is_refused(
+    tmp_path: Path, condition: str, said: str
+) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text(f"- {{name: a, when: [{condition}], reason: r, fix: f}}\n")
+    rules = all_rules(tmp_path, more=str(path))
+    with pytest.raises(ConfigError, match=r"ours\.yaml \(a\): ") as refused:
+        findings("--bf16", rules=rules)
+    assert said in str(refused.value)
+
+
+def test_a_rule_may_be_about_another_release_or_a_checkouts_own_flag(tmp_path: Path) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text(
+        "- name: a\n  when: [{flag: --moe-extended-tp, is: on}, {says: [--moe-ext*]}, {env: PROFILE, is: set}]\n"
+        "  reason: r\n  fix: f\n"
+    )
+    findings("--bf16", rules=all_rules(tmp_path, more=str(path)))
+    path = tmp_path / "checkout.yaml"
+    path.write_text("- {name: a, when: [{flag: --ours, is: on}], reason: r, fix: f}\n")
+    rules = all_rules(tmp_path, more=str(path))
+    for known in ({"stands_in": True}, {"unread": ("somewhere.py:1",)}):
+        checkout = msgspec.structs.replace(schema.load("0.19"), **known)
+        assert names(lint(run_of(laid_over(BASE)), checkout, {}, rules[-1:])) == set()
+    [note] = lint(run_of(laid_over(BASE)), schema.load("0.19"), {}, rules[-1:])
+    assert (note.severity, note.subject) == ("note", "--ours")
+
+
 def test_versions_come_from_the_variables_before_what_is_installed() -> None:
     told = {"TE_VERSION": "1.9", "TORCH_VERSION": "2.4", "GPU_ARCH": "B200"}
     assert versions_here(make_run(), told, local=True) == {
