@@ -31,6 +31,7 @@ from moe_bench.arguments.findings import Finding
 from moe_bench.arguments.image import in_image
 from moe_bench.arguments.schema import FlagSchema, load, release_lines
 from moe_bench.config.knobs import KNOBS
+from moe_bench.config.misspelt import within
 from moe_bench.config.nearest import nearest
 from moe_bench.config.run import ResolvedRun
 from moe_bench.errors import ConfigError
@@ -111,7 +112,7 @@ def _idle(rule: Rule, schema: FlagSchema) -> Iterator[Finding]:
             )
         if not _is_idle(name, rule, schema):
             continue
-        close = nearest(name, sorted(_flags_of_all_releases()), count=1)
+        close = sorted(flag for flag in _flags_of_all_releases() if within(name, flag, 2))
         if close or not name.startswith("--"):
             hint = f"; did you mean {close[0]}?" if close else "; flags are written --like-this"
             raise ConfigError(f"{place}: no release has a flag {name}{hint}")
