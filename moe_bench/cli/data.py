@@ -113,6 +113,8 @@ def prepare(**options: Any) -> None:
         click.echo("already there: made from the same inputs, with the same options")
     else:
         click.echo(f"{meter.elapsed_s:.1f} s, {rate:.2f} MB/s with {preparation.workers} worker(s)")
+    if few := _too_few(preparation):
+        click.echo(few)
 
 
 def _preparation(options: dict[str, Any]) -> Any:
@@ -147,6 +149,21 @@ def _preparation(options: dict[str, Any]) -> Any:
         licence=options["licence"],
         overwrite=options["overwrite"],
         restart=options["restart"],
+    )
+
+
+def _too_few(preparation: Any) -> str | None:
+    from moe_bench.data.index_header import index_path, read_header
+    from moe_bench.data.split import FEWEST_FOR_USUAL, USUAL
+
+    rules = preparation.rules.documents
+    indexes = [index_path(preparation.prefix_of(key)) for key in rules.json_keys]
+    count = min(read_header(index).num_sequences for index in indexes)
+    if count >= FEWEST_FOR_USUAL:
+        return None
+    return (
+        f"few documents: --split {USUAL} needs {FEWEST_FOR_USUAL} or more, and leaves none of {count} to validate on; cut text "
+        "into more with --text paragraph or line (and --overwrite), or train with --split 100,0,0 --eval-iters 0"
     )
 
 

@@ -75,11 +75,13 @@ def local(words: tuple[str, ...]) -> None:
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
+    from moe_bench.cli._data_shares import refuse_empty_shares
     from moe_bench.cli._inputs import refuse_missing, refuse_unnamed_tokenizer
     from moe_bench.cli._watching import prepare_demo_corpus, watch
 
     prepare_demo_corpus(run, project=request.project)
     refuse_missing(run, request.project)
+    refuse_empty_shares(run, request.project)
     refuse_unnamed_tokenizer(run)
     directory.create(run, plan)
     sys.exit(watch(plan, run))
@@ -100,9 +102,14 @@ def submit(name: str, words: tuple[str, ...]) -> None:
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
+    from moe_bench.cli._data_shares import refuse_empty_shares
     from moe_bench.cli._inputs import refuse_unnamed_tokenizer
 
     refuse_unnamed_tokenizer(run)
+    if name == "slurm":  # a pod's paths are those of its volumes
+        in_image = run.knob("CONTAINER_IMAGE") and run.knob("CONTAINER_RUNTIME") != "none"
+        mounts = run.knob("CONTAINER_MOUNTS") if in_image else ""
+        refuse_empty_shares(run, request.project, mounts=mounts)
     directory.create(run, plan)
     try:
         handle = launcher.submit(plan, run)

@@ -1,14 +1,10 @@
 """Megatron's indexed dataset on disk: `PREFIX.bin` holds tokens, `PREFIX.idx` where each sequence is.
 
-Layout of the index (megatron-core 0.11 to 0.19, core/datasets/indexed_dataset.py), little-endian:
-9 bytes magic, u64 version 1, u8 dtype code, u64 sequences, u64 document boundaries, then i32 length of each
-sequence, i64 byte offset of each sequence, i64 index of the sequence at which each document starts (with the end).
-Written here by numpy: importing Megatron for its builder costs ten seconds and needs torch.
+Layout: index_header.py. Written here by numpy: importing Megatron for its builder costs ten seconds and needs torch.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +13,17 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_bench.data.index_header import (
+    HEADER,
+    MAGIC,
+    IndexHeader,
+    check_size,
+    index_path,
+    read_header,
+    tokens_path,
+)
 from moe_bench.errors import DataError
 
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
 DTYPE_OF_CODE: dict[int, np.dtype[np.generic]] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.int8),
@@ -77,46 +80,12 @@ def _chunks(path: Path) -> Iterator[NDArray[np.int32]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IndexHeader:
-    """What the first 34 bytes of an index say."""
-
-    dtype: np.dtype[np.generic]
-    num_sequences: int
-    num_documents: int
-
-    @property
-    def index_bytes(self) -> int:
-        """Size the index file must have."""
-        return HEADER.size + 12 * self.num_sequences + 8 * (self.num_documents + 1)
-
-
-def read_header(path: Path) -> IndexHeader:
-    """Raises DataError when this is not an index of version 1."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(HEADER.size)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(head) < HEADER.size:
-        raise DataError(
-            f"{path}: {len(head)} bytes are too few for an index header; it was cut off: prepare it again"
-        )
-    magic, version, code, num_sequences, num_boundaries = HEADER.unpack(head)
-    if magic != MAGIC or version != 1 or code not in DTYPE_OF_CODE or num_boundaries < 1:
-        raise DataError(
-            f"{path}: not a Megatron index (magic {magic!r}, version {version}, dtype code {code}); "
-            "give the prefix of a .bin/.idx pair"
-        )
-    return IndexHeader(
-        dtype=DTYPE_OF_CODE[code], num_sequences=num_sequences, num_documents=num_boundaries - 1
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class IndexedDataset:
     """An index in memory maps, with its tokens."""
 
     header: IndexHeader
+    dtype: np.dtype[np.generic]
+    """Of the tokens."""
     lengths: NDArray[np.int32]
     """Tokens of each sequence."""
     offsets: NDArray[np.int64]
@@ -131,30 +100,26 @@ def open_dataset(prefix: Path) -> IndexedDataset:
     """Map both files after checking that their sizes fit each other. Raises DataError."""
     idx_path, bin_path = index_path(prefix), tokens_path(prefix)
     header = read_header(idx_path)
-    _check_size(idx_path, expected=header.index_bytes, unit="index")
+    check_size(idx_path, expected=header.index_bytes, unit="index")
+    dtype = DTYPE_OF_CODE[header.dtype_code]
     raw = np.memmap(idx_path, mode="r", dtype=np.uint8)
     at = HEADER.size
     lengths, at = _view(raw, np.dtype(np.int32), header.num_sequences, at)
     offsets, at = _view(raw, np.dtype(np.int64), header.num_sequences, at)
     boundaries, _ = _view(raw, np.dtype(np.int64), header.num_documents + 1, at)
     num_tokens = int(lengths.sum(dtype=np.int64))
-    _check_size(bin_path, expected=num_tokens * header.dtype.itemsize, unit="tokens")
-    _check_pointers(idx_path, lengths, offsets, boundaries, itemsize=header.dtype.itemsize)
-    empty: NDArray[np.generic] = np.empty(0, dtype=header.dtype)
-    tokens = np.memmap(bin_path, mode="r", dtype=header.dtype) if num_tokens else empty
+    check_size(bin_path, expected=num_tokens * dtype.itemsize, unit="tokens")
+    _check_pointers(idx_path, lengths, offsets, boundaries, itemsize=dtype.itemsize)
+    empty: NDArray[np.generic] = np.empty(0, dtype=dtype)
+    tokens = np.memmap(bin_path, mode="r", dtype=dtype) if num_tokens else empty
     return IndexedDataset(
-        header=header, lengths=lengths, offsets=offsets, boundaries=boundaries, tokens=tokens
+        header=header,
+        dtype=dtype,
+        lengths=lengths,
+        offsets=offsets,
+        boundaries=boundaries,
+        tokens=tokens,
     )
-
-
-def index_path(prefix: Path) -> Path:
-    """`PREFIX.idx`, whatever dots the prefix has."""
-    return prefix.with_name(prefix.name + ".idx")
-
-
-def tokens_path(prefix: Path) -> Path:
-    """`PREFIX.bin`, whatever dots the prefix has."""
-    return prefix.with_name(prefix.name + ".bin")
 
 
 def _view[T: np.generic](
@@ -162,18 +127,6 @@ def _view[T: np.generic](
 ) -> tuple[NDArray[T], int]:
     end = at + count * dtype.itemsize
     return np.frombuffer(raw.data, dtype=dtype, count=count, offset=at), end
-
-
-def _check_size(path: Path, *, expected: int, unit: str) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if found != expected:
-        what = "cut off" if found < expected else "longer than its index says"
-        raise DataError(
-            f"{path}: has {found} bytes where its {unit} must have {expected}: {what}; prepare it again"
-        )
 
 
 def _check_pointers(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_bench.data.indexed import IndexedDataset, index_path, open_dataset, tokens_path
+from moe_bench.data.index_header import index_path, tokens_path
+from moe_bench.data.indexed import IndexedDataset, open_dataset
 from moe_bench.data.manifest import entry_of, file_sha256, manifest_of
 from moe_bench.data.tokenizer import Tokenizer, load_tokenizer
 from moe_bench.errors import DataError
@@ -53,7 +54,7 @@ def inspect_dataset(prefix: Path, *, tokenizer: str | None, first: int, verify: 
     ids = [int(token) for token in dataset.tokens[:first]]
     lengths = dataset.lengths
     return Inspection(
-        dtype=dataset.header.dtype.name,
+        dtype=dataset.dtype.name,
         num_documents=dataset.header.num_documents,
         num_sequences=dataset.header.num_sequences,
         num_tokens=len(dataset.tokens),

@@ -28,7 +28,8 @@ from moe_bench.data.encode import (
     encode_in_worker,
     start_worker,
 )
-from moe_bench.data.indexed import TokenDType, index_path, token_dtype, tokens_path, write_index
+from moe_bench.data.index_header import index_path, tokens_path
+from moe_bench.data.indexed import TokenDType, token_dtype, write_index
 from moe_bench.data.manifest import (
     FORMAT,
     file_sha256,

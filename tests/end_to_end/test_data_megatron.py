@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from moe_bench.cli.data import command
+from moe_bench.data.split import shares_of
 
 WORDS = """the of and Größe naïve 東京 🙂 fox's dog, don't {x: 1} 3.14159 ÿ \u0301e A. b; "Q" -- I'll""".split()
 WORDS += [
@@ -143,6 +144,19 @@ def test_a_vocabulary_of_65500_is_stored_as_megatron_would():
 
     for size in (257, 65499, 65500, 200_000):
         assert token_dtype(size) == np.dtype(DType.optimal_dtype(size))
+
+
+def test_split_divides_as_megatrons_does():
+    from megatron.core.datasets.blended_megatron_dataset_config import (
+        convert_split_vector_to_split_matrix,
+        parse_and_normalize_split,
+    )
+
+    generator = random.Random(2)
+    drawn = [",".join(str(generator.randrange(1000) / 10) for _ in range(3)) for _ in range(2000)]
+    for split in ("969, 30, 1", "99,1,0", "90,5,5", "0,1,1", "1,0,1", "100", "0.5,.5", *drawn):
+        theirs = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+        assert shares_of(split) == tuple(theirs), split
 
 
 def test_megatrons_dataset_reads_it_and_agrees_on_the_end_token(

@@ -352,3 +352,16 @@ def test_tokenizers_that_cannot_be_used_are_named(data: Data, jsonl: Path, tmp_p
     for spec in ("nonsense", broken, bad_model, tmp_path / "in.jsonl"):
         result = data("prepare", jsonl, "--output", tmp_path / "o", "--tokenizer", spec)
         assert str(spec) in error_of(result)
+
+
+def test_few_documents_are_said_to_be_few(data: Data, tmp_path: Path):
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(f"paragraph {number}" for number in range(60)))
+    call = ("prepare", book, "--output", tmp_path / "o", "--tokenizer", "bytes")
+    said = data(*call).output.splitlines()[-1]
+    assert said.startswith("few documents: --split 99,1,0 needs 51 or more")
+    assert "--text paragraph" in said
+    assert "--split 100,0,0 --eval-iters 0" in said
+    again = data(*call, "--overwrite", "--text", "paragraph")
+    assert "documents 60" in again.output
+    assert "few documents" not in again.output
