@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shlex
 import subprocess
@@ -79,7 +80,9 @@ def test_a_hostile_flag_value_reaches_the_rank_as_it_was_written(
         check=True,
     )
     words = done.stdout.decode().split("\0")[:-1]
-    assert words[words.index("--wandb-exp-name") + 1] == value
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--wandb-exp-name")
+    assert parser.parse_known_args(words)[0].wandb_exp_name == value
     assert not Path("/tmp/pwned").exists()
 
 
