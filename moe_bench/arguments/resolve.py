@@ -23,6 +23,7 @@ from moe_bench.config.layers import EXPLICIT, Candidate, fold
 from moe_bench.config.machine import Machine
 from moe_bench.config.release import installed_here
 from moe_bench.config.run import Origin, ResolvedRun, Setting
+from moe_bench.config.sources import is_file
 from moe_bench.errors import ConfigError
 from moe_bench.secrets import is_secret
 
@@ -73,7 +74,7 @@ def resolve_gathered(
     run_dir = (identity.folder or output_folder(knobs, request.project)) / identity.run_id
     variables = _variables(gathered, knobs, run_dir)
     said = [
-        *_from_yaml(gathered, variables, knobs, flags),
+        *_from_yaml(gathered, variables, knobs, flags, request.project),
         *_from_knobs(knobs),
         *_from_flags(gathered, flags),
     ]
@@ -250,13 +251,21 @@ def _from_yaml(
     variables: Mapping[str, str],
     knobs: Mapping[str, Setting],
     flags: Flags,
+    project: Path,
 ) -> Iterator[Candidate]:
     for entry in gathered.file.model_args:
         words = _expanded(entry, variables)
         if words is None:
             continue
         origin = _yaml_origin(entry, knobs)
-        yield _candidate(entry.name, words, origin, flags, literal=entry.is_list or entry.quoted)
+        literal = entry.is_list or entry.quoted or _is_one_path(entry.name, words, project)
+        yield _candidate(entry.name, words, origin, flags, literal=literal)
+
+
+def _is_one_path(name: str, words: tuple[str, ...], project: Path) -> bool:
+    """Whether a scalar with a blank is the prefix of one data set, and no blend of several."""
+    is_data = name.endswith("data-path") and len(words) == 1 and " " in words[0]
+    return is_data and is_file(Path(f"{project / words[0]}.idx"))
 
 
 def _expanded(entry: Entry, variables: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -315,7 +324,8 @@ def _split(name: str, text: str, origin: Origin) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise ConfigError(f"{name} {text} ({origin.place}): {error}") from error
+        one = f"one path is written {shlex.quote(text)}, with these quotes in the value"
+        raise ConfigError(f"{name} {text} ({origin.place}): {error}; {one}") from error
 
 
 def _from_knobs(knobs: Mapping[str, Setting]) -> Iterator[Candidate]:

@@ -9,22 +9,26 @@ from pathlib import Path
 import click
 
 import moe_bench
+from moe_bench.config.sources import process_environment
 
-DEFAULT_RUNS_FOLDER = Path(moe_bench.__file__).parents[1] / "runs"
-"""Where launches write unless OUTPUT_PATH says otherwise."""
+_PROJECT = Path(moe_bench.__file__).parents[1]
+
+
+def runs_folder(environment: Mapping[str, str]) -> Path:
+    """Where launches write as far as the environment says: OUTPUT_PATH, which starts in the project's folder, else its runs/."""
+    return _PROJECT / (environment.get("OUTPUT_PATH") or "runs")
+
 
 runs_folder_option = click.option(
     "--output-path",
     "runs_folder",
     type=click.Path(file_okay=False, path_type=Path),
-    envvar="OUTPUT_PATH",
-    default=DEFAULT_RUNS_FOLDER,
+    default=lambda: runs_folder(process_environment()),
     help="Folder that holds the run directories; default: OUTPUT_PATH, else the project's runs/.",
 )
 
 
 def called(run_dir: Path, environment: Mapping[str, str]) -> str:
     """The run's id where the verbs find it by that, else its path, as a shell takes it: a .conf may have set OUTPUT_PATH."""
-    looked_in = Path(environment.get("OUTPUT_PATH") or DEFAULT_RUNS_FOLDER)
-    is_found = looked_in.resolve() == run_dir.parent.resolve()
+    is_found = runs_folder(environment).resolve() == run_dir.parent.resolve()
     return run_dir.name if is_found else shlex.quote(str(run_dir))

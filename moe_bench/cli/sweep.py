@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_bench.cli._launching import request_of
-from moe_bench.cli._runs_folder import DEFAULT_RUNS_FOLDER
+from moe_bench.cli._runs_folder import runs_folder
 from moe_bench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def _work(folder: Path, sweep: Sweep, options: Options) -> int:
 
 def _base() -> Path:
     """Where sweeps are looked for by their names."""
-    return Path(request_of((), local=True).environment.get("OUTPUT_PATH") or DEFAULT_RUNS_FOLDER)
+    return runs_folder(request_of((), local=True).environment)
 
 
 def _called(folder: Path) -> str:

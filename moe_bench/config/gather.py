@@ -181,7 +181,7 @@ def _ended(begun: _Begun, conf: ConfVariables | ConfigError) -> Gathered | Confi
 
 def _gathered(begun: _Begun, conf: ConfVariables) -> Gathered:
     request = begun.request
-    knobs = _knobs(begun.given, conf)
+    knobs = _knobs(begun.given, conf, request)
     _refuse_too_late(begun.given, knobs)
     model = knobs["MODEL"].value
     path = Path(knobs["TRAINING_PARAMS_PATH"].value)
@@ -216,7 +216,8 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
     for name in KNOBS:
         value = request.environment.get(name)
         if value:
-            given[name] = Setting(value=value, origin=_origin(name, ENVIRONMENT, request))
+            setting = Setting(value=value, origin=_origin(name, ENVIRONMENT, request))
+            given[name] = _absolute(name, setting, request)
             knob_table.check(name, given[name])
     for name, setting in _bound(_params(given.get("TRAINING_PARAMS"))):
         before = given.get(name)
@@ -237,6 +238,16 @@ def _given(request: Request, flags: tuple[command_line.Flag, ...]) -> dict[str, 
         origin = Origin(layer="default", place=place)
         given.setdefault("MOE_BENCH_DEVICE", Setting(value=request.device, origin=origin))
     return given
+
+
+_PATHS = ("MEGATRON_PATH", "OUTPUT_PATH", "TRAINING_PARAMS_PATH", "TRAINING_SCRIPT_PATH")
+"""Knobs that name a file or folder of this machine, and are read here and by the ranks."""
+
+
+def _absolute(name: str, setting: Setting, request: Request) -> Setting:
+    if name not in _PATHS or Path(setting.value).is_absolute():
+        return setting
+    return replace(setting, value=str(request.project / setting.value))
 
 
 def _bound(
@@ -340,7 +351,9 @@ def _conf_files(request: Request, named: Setting) -> tuple[ConfFile, ...]:
     )
 
 
-def _knobs(given: Mapping[str, Setting], conf: ConfVariables) -> dict[str, Setting]:
+def _knobs(
+    given: Mapping[str, Setting], conf: ConfVariables, request: Request
+) -> dict[str, Setting]:
     """The value of each knob that has one: a flag wins whatever a .conf did, else what bash ended with."""
     knobs: dict[str, Setting] = {}
     for name in KNOBS:
@@ -348,8 +361,8 @@ def _knobs(given: Mapping[str, Setting], conf: ConfVariables) -> dict[str, Setti
         if name in given and setting is not None:
             setting = _with_given_origin(given[name], setting)
         if setting is not None and setting.value:
-            knobs[name] = setting
-            knob_table.check(name, setting)
+            knobs[name] = _absolute(name, setting, request)
+            knob_table.check(name, knobs[name])
     if "TRAINING_PARAMS_PATH" not in knobs:
         path = f"{conf.settings['WORKSPACE'].value}/{MODELS}/{knobs['MODEL'].value}.yaml"
         origin = Origin(layer="default", place="built in")

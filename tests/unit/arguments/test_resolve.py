@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,42 @@ def test_a_blend_of_data_is_split_and_a_quoted_path_with_a_space_is_not(project:
     words = argv(project.resolve({"DATA_PATH": "0.3 /a 0.7 '/b c/d'"}))
     at = words.index("--data-path")
     assert words[at + 1 : at + 5] == ("0.3", "/a", "0.7", "/b c/d")
+
+
+@pytest.mark.parametrize("path", ["my data/o1", "it's/my data/o1"])
+def test_a_path_with_a_blank_is_whole_where_its_index_is_there(project: Project, path: str) -> None:
+    model = project.root / MODELS / "Tiny-Test.yaml"
+    model.write_text(model.read_text().replace("/data/text", "${DATA_PATH}"))
+    project.write(f"{path}.idx", "")
+    for prefix in (path, str(project.root / path)):
+        assert project.resolve({"DATA_PATH": prefix}).args["--data-path"].words == (prefix,)
+
+
+def test_a_path_that_cannot_be_split_is_shown_as_it_must_be_written(project: Project) -> None:
+    project.add_flags("--valid-data-path: ${VALID}")
+    said = refusal(project, {"VALID": "/it's a/path"})
+    assert f"No closing quotation; one path is written {shlex.quote("/it's a/path")}" in said
+
+
+def test_a_relative_path_starts_in_the_project_wherever_the_caller_stands(
+    project: Project, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    project.write("mlm/megatron/training/arguments.py", "")
+    given = {
+        "MEGATRON_PATH": "mlm",
+        "OUTPUT_PATH": "out",
+        "TRAINING_SCRIPT_PATH": "mlm/pretrain_gpt.py",
+    }
+    with pytest.raises(MoeBenchError) as empty:  # the flags of that checkout: none
+        project.resolve(given)
+    assert "has no such flag" in str(empty.value)
+    run = project.resolve({"OUTPUT_PATH": "out"})
+    assert run.run_dir == project.root / "out" / "run"
+    project.write(f"{CLUSTERS}/local.conf", "export OUTPUT_PATH=there MEGATRON_PATH=nowhere\n")
+    run = project.resolve()
+    assert run.run_dir == project.root / "there" / "run"
+    assert run.env["MEGATRON_PATH"].value == str(project.root / "nowhere")
 
 
 def test_true_is_a_switch_false_takes_it_out(project: Project) -> None:
