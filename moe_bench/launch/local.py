@@ -84,12 +84,12 @@ class LocalLauncher:
         yield f"# {printable(run.model)}, run {printable(run.run_id)}: {kind}. Written by moe_bench.\n"
         yield "set -euo pipefail\n\n"
         yield f"cd {shlex.quote(str(self._project))}\n"
-        yield f'export PYTHONPATH={shlex.quote(str(self._project))}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
         for name, setting in run.env.items():
             if not is_secret(name):
                 yield f"export {name}={shell_word(setting)}\n"
         if _is_over_machines(run):
             yield "export MOE_BENCH_SEPARATE_RUN_DIRS=1\n"
+        yield f'export PYTHONPATH={shlex.quote(str(self._project))}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
         yield "\nexec " + " \\\n  ".join(self._command(run)) + "\n"
 
     def _command(self, run: ResolvedRun) -> list[str]:

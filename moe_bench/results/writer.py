@@ -1,4 +1,4 @@
-"""Appends a run's records as JSONL: one `os.write` a line, so that a killed process leaves whole lines."""
+"""Appends a run's records as JSONL: one `os.write` a line, so that a killed process leaves whole lines, but perhaps the last."""
 
 from __future__ import annotations
 

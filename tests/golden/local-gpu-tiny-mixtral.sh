@@ -3,7 +3,6 @@
 set -euo pipefail
 
 cd /project
-export PYTHONPATH=/project"${PYTHONPATH:+:$PYTHONPATH}"
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export NVTE_FWD_LAYERNORM_SM_MARGIN=0
 export NVTE_BWD_LAYERNORM_SM_MARGIN=0
@@ -21,6 +20,7 @@ export WANDB_PROJECT=moe-benchmarking-v0.19
 export PROFILE=0
 export WANDB_DIR=/runs/run
 export OMP_NUM_THREADS=32
+export PYTHONPATH=/project"${PYTHONPATH:+:$PYTHONPATH}"
 
 exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m torch.distributed.run --nproc-per-node 2 --nnodes 1 --standalone --no-python bash /project/moe_bench/launch/templates/rank.sh /venv/bin/python -m moe_bench.runtime.pretrain \
   --tensor-model-parallel-size 1 \

@@ -3,7 +3,6 @@
 set -euo pipefail
 
 cd /project
-export PYTHONPATH=/project"${PYTHONPATH:+:$PYTHONPATH}"
 export NVTE_ALLOW_NONDETERMINISTIC_ALGO=1
 export NVTE_FUSED_ATTN=1
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -27,6 +26,7 @@ export WANDB_PROJECT=moe-benchmarking-v0.19
 export PROFILE=0
 export WANDB_DIR=/runs/run
 export OMP_NUM_THREADS=2
+export PYTHONPATH=/project"${PYTHONPATH:+:$PYTHONPATH}"
 
 exec bash /project/moe_bench/launch/templates/local.sh /venv/bin/python -m moe_bench.runtime.local --nproc 4 -- \
   --distributed-timeout-minutes 60 \

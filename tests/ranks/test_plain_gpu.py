@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def train_as_on_a_gpu(words: list[str], run_dir: Path) -> list[tuple[float | Non
     def body() -> None:
         from moe_bench.mcore import entry
         from moe_bench.mcore.cpu.spec import reference_layers
-        from moe_bench.mcore.patches import COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS
+        from moe_bench.mcore.patches import ALWAYS
         from moe_bench.mcore.recording import Recorder
         from moe_bench.results.writer import RunWriter
         from moe_bench.runtime.meters import CpuMeters
@@ -48,13 +49,11 @@ def train_as_on_a_gpu(words: list[str], run_dir: Path) -> list[tuple[float | Non
         own = "--distributed-backend gloo --use-cpu-initialization --override-opt_param-scheduler".split()
         sys.argv = ["pretrain_gpt.py", *words, *own]
         recorder = Recorder(RunWriter(run_dir, rank=rank), CpuMeters(), rank=rank, world_size=2)
-        with (
-            reference_layers(on_cpu=False),
-            COMPILED_HELPERS.applied(),
-            LOAD_WITHOUT_GRADIENTS.applied(),
-            recorder,
-            recorder.hooks(),
-        ):
+        with contextlib.ExitStack() as stack:
+            for patch in ALWAYS:
+                stack.enter_context(patch.applied())
+            for each in (reference_layers(on_cpu=False), recorder, recorder.hooks()):
+                stack.enter_context(each)
             entry.train(entry.parse())
 
     run_ranks(body, 2)

@@ -131,6 +131,17 @@ def test_the_same_run_gives_the_same_bytes() -> None:
     )
 
 
+def test_what_a_file_says_of_pythonpath_follows_the_project(tmp_path: Path) -> None:
+    run = Project(tmp_path / "p").resolve(local=True, machine=CPU)
+    said = Setting(value="/opt/pkg", origin=Origin(layer="cluster", place="mine.conf:1"))
+    launcher = LocalLauncher(project=tmp_path, python="python", device="cpu")
+    script = launcher.render(replace(run, env={**run.env, "PYTHONPATH": said})).script
+    exports = "\n".join(line for line in script.splitlines() if "PYTHONPATH" in line)
+    command = ["bash", "-c", f'{exports}\necho "$PYTHONPATH"']
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert shown == f"{tmp_path}:/opt/pkg\n"
+
+
 def test_a_run_directory_is_made_whole(tmp_path: Path) -> None:
     run = replace(Project(tmp_path / "p").resolve(), run_dir=tmp_path / "base" / "run")
     plan = LocalLauncher(project=tmp_path, python="python", device="cpu").render(run)
