@@ -161,9 +161,11 @@ def _too_few(preparation: Any) -> str | None:
     count = min(read_header(index).num_sequences for index in indexes)
     if count >= FEWEST_FOR_USUAL:
         return None
+    forms = {source.form for source in preparation.inputs.sources}
+    more = "cut text into more with --text paragraph or line (and --overwrite)"
     return (
-        f"few documents: --split {USUAL} needs {FEWEST_FOR_USUAL} or more, and leaves none of {count} to validate on; cut text "
-        "into more with --text paragraph or line (and --overwrite), or train with --split 100,0,0 --eval-iters 0"
+        f"few documents: --split {USUAL} needs {FEWEST_FOR_USUAL} or more, and leaves none of {count} to validate on; "
+        f"{more if 'text' in forms else 'add more'}, or train with --split 100,0,0 --eval-iters 0"
     )
 
 

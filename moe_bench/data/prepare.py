@@ -315,7 +315,8 @@ def _append(
         if not preparation.skip_problems:
             raise DataError(
                 f"{source.name}:{problem.line}: {problem.reason}: {problem.detail}; "
-                "mend it, or pass --on-error skip to leave such documents out and count them"
+                "mend it and run the same command, which goes on where it was, or pass --on-error skip to leave such "
+                "documents out and count them"
             )
         store.append(
             "skipped.jsonl",

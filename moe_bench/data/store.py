@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,11 @@ class Progress:
     """All sources were read to their end."""
 
 
+_SPELLED = {"json_keys": "--json-key", "max_document_bytes": "--max-document-mib"}
+_READ_BIT_BY_BIT = ("options", "sources")
+"""Of a plan's keys, those that may differ in part."""
+
+
 class PartialStore:
     """Open, append and commit. One process at a time: a lock tells the second."""
 
@@ -58,8 +63,8 @@ class PartialStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._check_plan()
             sizes = self._read_ledger()
+            self._check_plan()
             self._open_streams(sizes)
         except OSError as error:
             self.close()
@@ -130,18 +135,30 @@ class PartialStore:
             ) from error
 
     def _check_plan(self) -> None:
+        """What is stored must be what this plan would have stored. What was not read yet may have changed since."""
         path = self.folder / "plan.json"
-        if not path.exists():
-            write_aside(path, json.dumps(self._plan, indent=1).encode())
-            return
-        found = json.loads(path.read_bytes())
         wanted = json.loads(json.dumps(self._plan))
-        different = [key for key in wanted if found.get(key) != wanted[key]]
+        found = json.loads(path.read_bytes()) if path.exists() else wanted
+        different = [
+            *(
+                key
+                for key in wanted
+                if key not in _READ_BIT_BY_BIT and found.get(key) != wanted[key]
+            ),
+            *_other_options(found["options"], wanted["options"], self.progress),
+            *(
+                ["sources"]
+                if _other_sources(found["sources"], wanted["sources"], self.progress)
+                else []
+            ),
+        ]
         if different:
             raise DataError(
                 f"{self.folder}: was begun with other {', '.join(different)}; run the command it was begun with, "
                 "or start afresh with --restart"
             )
+        if found != wanted or not path.exists():
+            write_aside(path, json.dumps(self._plan, indent=1).encode())
 
     def _read_ledger(self) -> dict[str, int]:
         path = self.folder / "ledger.jsonl"
@@ -177,6 +194,31 @@ class PartialStore:
         stream.flush()
         os.fsync(stream.fileno())
         return stream.tell()
+
+
+def _other_options(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], progress: Progress
+) -> list[str]:
+    """As the command spells them. Until something is left out, it does not matter whether it would be."""
+    names = [name for name in wanted if name != "on_error" and found.get(name) != wanted[name]]
+    if wanted["on_error"] == "fail" and progress.skips:
+        names.append("on_error")
+    return [_SPELLED.get(name, f"--{name.replace('_', '-')}") for name in names]
+
+
+def _other_sources(
+    found: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]], progress: Progress
+) -> bool:
+    """Of the source that is half read, its stored units are compared when it is read again: it may be mended."""
+    if progress.complete or progress.skips:  # what was left out of it is in no unit
+        return found != wanted
+    read = progress.sources
+    if found[:read] != wanted[:read]:
+        return True
+    if not progress.source_units:
+        return False
+    half = wanted[read] if read < len(wanted) else {}
+    return any(half.get(key) != found[read][key] for key in ("name", "form"))
 
 
 def write_aside(path: Path, data: bytes) -> None:

@@ -323,7 +323,7 @@ def test_an_unfinished_run_with_other_options_is_refused(data: Data, tmp_path: P
     source.write_text('{"text": "ok"}\nbad\n')
     error_of(prepare(data, source, output=tmp_path / "o"))
     message = error_of(prepare(data, source, "--append-eod", output=tmp_path / "o"))
-    assert "begun with other options" in message
+    assert "begun with other --append-eod;" in message
     assert "--restart" in message
 
 

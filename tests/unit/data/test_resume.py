@@ -226,3 +226,90 @@ def test_input_that_changed_since_is_refused(
     changed = run(good.replace(b"number 1,", b"number X,"))
     assert "is not what it was" in str(changed.exception)
     assert run(good).exit_code == 0
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few documents fill a unit, and each unit is stored at once."""
+    monkeypatch.setattr(documents_module, "UNIT_BYTES", 400)
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(prepare_module, "COMMIT_INTERVAL_S", 0.0)
+
+
+@pytest.fixture
+def with_bad_line(tmp_path: Path) -> list[Path]:
+    """Two sources; the second has a bad line after some units."""
+    sources = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for source in sources:
+        lines = [json.dumps({"text": f"{source.stem} {i} " * 9}) for i in range(40)]
+        source.write_text("\n".join(lines))
+    sources[1].write_text(sources[1].read_text().replace(lines[30], "not json"))
+    return sources
+
+
+def stored_units(prefix: Path) -> int:
+    ledger = prefix.with_name(prefix.name + ".partial") / "ledger.jsonl"
+    return int(json.loads(ledger.read_text().splitlines()[-1])["progress"]["units"])
+
+
+@pytest.mark.usefixtures("small_units")
+def test_each_way_out_of_a_bad_line_goes_on_to_the_bytes_of_a_fresh_run(
+    data: Data, with_bad_line: list[Path], tmp_path: Path
+):
+    def run(prefix: Path, *more: str) -> Result:
+        options = ("--output", prefix, "--tokenizer", "bytes", "--workers", 1, *more)
+        return data("prepare", *with_bad_line, *options)
+
+    for name in ("skipped", "mended"):
+        said = str(run(tmp_path / name).exception)
+        assert "b.jsonl:31: not JSON" in said
+        assert stored_units(tmp_path / name) > 5
+    assert run(tmp_path / "fresh-skipped", "--on-error", "skip").exit_code == 0
+    assert run(tmp_path / "skipped", "--on-error", "skip").exit_code == 0
+    assert_same(tmp_path, "skipped")
+    with_bad_line[1].write_text(
+        with_bad_line[1].read_text().replace("not json", '{"text": "mended"}')
+    )
+    assert run(tmp_path / "fresh-mended").exit_code == 0
+    assert run(tmp_path / "mended").exit_code == 0
+    assert_same(tmp_path, "mended")
+
+
+def assert_same(folder: Path, name: str) -> None:
+    """Also the manifest, but for the prefix that it names."""
+    fresh, resumed = folder / f"fresh-{name}", folder / name
+    assert hashes(resumed)[:2] == hashes(fresh)[:2]
+    manifests = [path.with_name(path.name + ".json").read_text() for path in (fresh, resumed)]
+    assert manifests[0].replace("fresh-", "") == manifests[1]
+
+
+@pytest.mark.usefixtures("small_units")
+def test_what_was_left_out_is_not_asked_for_again(
+    data: Data, with_bad_line: list[Path], tmp_path: Path
+):
+    worse = with_bad_line[0]
+    worse.write_text("not json\n" + worse.read_text())
+
+    def run(*more: str) -> Result:
+        options = ("--output", tmp_path / "o", "--tokenizer", "bytes", "--workers", 1, *more)
+        return data("prepare", *with_bad_line, *options)
+
+    assert die_at_durable_step(25, lambda: run("--on-error", "skip"))
+    assert stored_units(tmp_path / "o") > 1
+    assert "begun with other --on-error;" in str(run().exception)
+    worse.touch()
+    assert "begun with other sources;" in str(run("--on-error", "skip").exception)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_source_that_is_read_may_not_change(
+    data: Data, with_bad_line: list[Path], tmp_path: Path
+):
+    options = ("--output", tmp_path / "o", "--tokenizer", "bytes", "--workers", 1)
+    assert data("prepare", *with_bad_line, *options).exit_code != 0
+    changed = data("prepare", *reversed(with_bad_line), *options)
+    assert "begun with other sources;" in str(changed.exception)
+    half = data("prepare", with_bad_line[0], *options)
+    assert "begun with other sources;" in str(half.exception)
+    with_bad_line[0].touch()
+    assert "begun with other sources;" in str(data("prepare", *with_bad_line, *options).exception)
