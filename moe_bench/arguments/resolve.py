@@ -68,13 +68,13 @@ def resolve_gathered(
     knobs = rules.dispatcher_knobs(gathered.knobs)
     _check_script(knobs)
     is_dry = knobs["DRY_RUN"].value == "1"
-    kept = None if is_dry else request.project / ".cache" / "flags"
+    kept = None if is_dry else request.base / ".cache" / "flags"
     flags = flags or Flags.of_release(knobs, kept)
     _check_place(knobs, flags, request)
     run_dir = (identity.folder or output_folder(knobs, request.project)) / identity.run_id
     variables = _variables(gathered, knobs, run_dir)
     said = [
-        *_from_yaml(gathered, variables, knobs, flags, request.project),
+        *_from_yaml(gathered, variables, knobs, flags, request.base),
         *_from_knobs(knobs),
         *_from_flags(gathered, flags),
     ]
@@ -251,21 +251,21 @@ def _from_yaml(
     variables: Mapping[str, str],
     knobs: Mapping[str, Setting],
     flags: Flags,
-    project: Path,
+    base: Path,
 ) -> Iterator[Candidate]:
     for entry in gathered.file.model_args:
         words = _expanded(entry, variables)
         if words is None:
             continue
         origin = _yaml_origin(entry, knobs)
-        literal = entry.is_list or entry.quoted or _is_one_path(entry.name, words, project)
+        literal = entry.is_list or entry.quoted or _is_one_path(entry.name, words, base)
         yield _candidate(entry.name, words, origin, flags, literal=literal)
 
 
-def _is_one_path(name: str, words: tuple[str, ...], project: Path) -> bool:
+def _is_one_path(name: str, words: tuple[str, ...], base: Path) -> bool:
     """Whether a scalar with a blank is the prefix of one data set, and no blend of several."""
     is_data = name.endswith("data-path") and len(words) == 1 and " " in words[0]
-    return is_data and is_file(Path(f"{project / words[0]}.idx"))
+    return is_data and is_file(Path(f"{base / words[0]}.idx"))
 
 
 def _expanded(entry: Entry, variables: Mapping[str, str]) -> tuple[str, ...] | None:

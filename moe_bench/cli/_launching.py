@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import moe_bench
 from moe_bench.arguments.resolve import Identity, resolve_run
-from moe_bench.config.gather import DEFAULT_MODEL, Request
+from moe_bench.config.gather import DEFAULT_MODEL, MODELS, Request
 from moe_bench.config.machine import Machine, probe
 from moe_bench.config.run import ResolvedRun
 from moe_bench.config.sources import process_environment
@@ -26,24 +26,36 @@ if TYPE_CHECKING:
 _INHERITING = ("local", "slurm")
 """Launchers whose jobs start with the caller's environment; nothing of a secret is in what they render."""
 PROJECT = Path(moe_bench.__file__).parents[1]
-"""Where the presets and .conf files are, unless WORKSPACE names another folder."""
+"""What runs; its presets and .conf files count unless WORKSPACE names another folder."""
 
 
 def request_of(words: Sequence[str], *, local: bool, must_name: bool = False) -> Request:
     """The caller's wish: environment and trailing words."""
     environment = process_environment()
-    project = Path(environment.get("WORKSPACE") or PROJECT)
     return Request(
         environment=environment,
         words=tuple(words),
-        project=project,
+        project=_workspace(environment),
+        code=PROJECT,
         local=local,
         device=probe(environment).device
         if local
         else environment.get("MOE_BENCH_DEVICE") or "cuda",
         must_name=must_name,
-        demo_prefix=demo_request(project, environment).prefix if local else None,
+        demo_prefix=demo_request(PROJECT, environment).prefix if local else None,
     )
+
+
+def _workspace(environment: Mapping[str, str]) -> Path:
+    """Where presets and .conf files are. Raises ConfigError for a WORKSPACE of another program."""
+    said = environment.get("WORKSPACE")
+    folder = Path(said).absolute() if said else PROJECT
+    if said and not (folder / MODELS).is_dir():
+        raise ConfigError(
+            f"WORKSPACE={said} (environment) holds no {MODELS}; it names a folder of presets and .conf files: unset it to use "
+            f"those of {PROJECT}"
+        )
+    return folder
 
 
 def with_model(request: Request, model: str) -> Request:

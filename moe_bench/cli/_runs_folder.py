@@ -15,8 +15,9 @@ _PROJECT = Path(moe_bench.__file__).parents[1]
 
 
 def runs_folder(environment: Mapping[str, str]) -> Path:
-    """Where launches write as far as the environment says: OUTPUT_PATH, which starts in the project's folder, else its runs/."""
-    return _PROJECT / (environment.get("OUTPUT_PATH") or "runs")
+    """Where launches write as far as the environment says: OUTPUT_PATH, which starts in the project's folder, else runs/ of WORKSPACE."""
+    said = environment.get("OUTPUT_PATH")
+    return _PROJECT / (said or Path(environment.get("WORKSPACE") or _PROJECT).absolute() / "runs")
 
 
 runs_folder_option = click.option(

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from moe_bench.cli._launching import announce, dry_run, request_of, resolve, say_notes
+from moe_bench.cli._launching import PROJECT, announce, dry_run, request_of, resolve, say_notes
 from moe_bench.cli._runs_folder import called
 from moe_bench.errors import LaunchError
 
@@ -69,7 +69,7 @@ def local(words: tuple[str, ...]) -> None:
     request = request_of(words, local=True)
     run, machine = resolve(request)
     announce(run, request)
-    launcher = LocalLauncher(project=request.project, python=sys.executable, device=machine.device)
+    launcher = LocalLauncher(project=PROJECT, python=sys.executable, device=machine.device)
     plan = launcher.render(run)
     say_notes(plan)
     if run.knobs["DRY_RUN"].value == "1":
@@ -79,9 +79,9 @@ def local(words: tuple[str, ...]) -> None:
     from moe_bench.cli._inputs import refuse_missing, refuse_unnamed_tokenizer
     from moe_bench.cli._watching import prepare_demo_corpus, watch
 
-    prepare_demo_corpus(run, project=request.project)
-    refuse_missing(run, request.project)
-    refuse_empty_shares(run, request.project)
+    prepare_demo_corpus(run, project=PROJECT)
+    refuse_missing(run, PROJECT)
+    refuse_empty_shares(run, PROJECT)
     refuse_unnamed_tokenizer(run)
     directory.create(run, plan)
     sys.exit(watch(plan, run))
@@ -94,7 +94,7 @@ def submit(name: str, words: tuple[str, ...]) -> None:
 
     request = request_of(words, local=False, must_name=True)
     name = registry.canonical(name)
-    launcher = registry.load(name, project=request.project, python=sys.executable)
+    launcher = registry.load(name, project=PROJECT, python=sys.executable)
     run, _ = resolve(request)
     announce(run, request)
     plan = launcher.render(run)
@@ -109,7 +109,7 @@ def submit(name: str, words: tuple[str, ...]) -> None:
     if name == "slurm":  # a pod's paths are those of its volumes
         in_image = run.knob("CONTAINER_IMAGE") and run.knob("CONTAINER_RUNTIME") != "none"
         mounts = run.knob("CONTAINER_MOUNTS") if in_image else ""
-        refuse_empty_shares(run, request.project, mounts=mounts)
+        refuse_empty_shares(run, PROJECT, mounts=mounts)
     directory.create(run, plan)
     try:
         handle = launcher.submit(plan, run)

@@ -117,7 +117,7 @@ def _begin(options: Options, words: tuple[str, ...]) -> int:
     if asked.where == "local":
         from moe_bench.cli._watching import prepare_demo_corpus
 
-        prepare_demo_corpus(found.candidates[0].run, project=asked.request.project)
+        prepare_demo_corpus(found.candidates[0].run, project=asked.request.base)
     return _work(folder, sweep, options)
 
 
@@ -216,7 +216,7 @@ def _launcher(asked: Asked, device: str) -> SlurmLauncher | LocalLauncher:
     from moe_bench.launch.local import LocalLauncher
     from moe_bench.launch.slurm import SlurmLauncher
 
-    project = asked.request.project
+    project = asked.request.base
     if asked.where == "slurm":
         return SlurmLauncher(workspace=project, python=sys.executable)
     return LocalLauncher(project=project, python=sys.executable, device=device)
@@ -314,8 +314,7 @@ def _submit(folder: Path, sweep: Sweep, options: Options, rules: Sequence[Rule])
 
     sweep = arrays.refreshed(folder, sweep, rules)
     write_sweep(folder, sweep)
-    project = Path(request_of((), local=False).environment.get("WORKSPACE") or PROJECT)
-    launcher = SlurmLauncher(workspace=project, python=sys.executable)
+    launcher = SlurmLauncher(workspace=PROJECT, python=sys.executable)
     sweep, submitted, over = arrays.submit(
         launcher, folder, sweep, retry_failed=options.retry_failed, limit=options.array_limit
     )

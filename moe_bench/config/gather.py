@@ -47,6 +47,8 @@ class Request:
     """Trailing words of the command."""
     project: Path
     """Folder that holds model_configs, runtime_configs and cluster_configs (WORKSPACE)."""
+    code: Path | None = None
+    """Folder of moe_bench, where ranks and relative paths start; None: `project`."""
     local: bool
     """True for this machine: one node, and what it cannot do is replaced or refused."""
     must_name: bool = False
@@ -57,6 +59,11 @@ class Request:
     """Where the demo corpus is or will be; None where there is none (a cluster)."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Where knobs of `environment` and flags of `words` were written that were not written there: `--vary`, a verb's own word."""
+
+    @property
+    def base(self) -> Path:
+        """Where relative paths start."""
+        return self.code or self.project
 
 
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,7 +254,7 @@ _PATHS = ("MEGATRON_PATH", "OUTPUT_PATH", "TRAINING_PARAMS_PATH", "TRAINING_SCRI
 def _absolute(name: str, setting: Setting, request: Request) -> Setting:
     if name not in _PATHS or Path(setting.value).is_absolute():
         return setting
-    return replace(setting, value=str(request.project / setting.value))
+    return replace(setting, value=str(request.base / setting.value))
 
 
 def _bound(

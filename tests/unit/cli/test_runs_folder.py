@@ -20,6 +20,8 @@ from tests.support.projects import REPOSITORY
         ({"OUTPUT_PATH": ""}, REPOSITORY / "runs"),
         ({"OUTPUT_PATH": "rel"}, REPOSITORY / "rel"),
         ({"OUTPUT_PATH": "/abs"}, Path("/abs")),
+        ({"WORKSPACE": "/ws"}, Path("/ws/runs")),
+        ({"WORKSPACE": "/ws", "OUTPUT_PATH": "rel"}, REPOSITORY / "rel"),
     ],
 )
 def test_a_relative_output_path_starts_in_the_project(given: dict[str, str], folder: Path) -> None:
