@@ -148,8 +148,8 @@ def obstacles(
     yield from other_work(first, other, first_manifest, manifest)
     if other.rehearsal or first.rehearsal:
         yield stand_in(other)
-    if not (first.steady and other.steady):
-        yield "a run has no steps beyond its warm-up"
+    if cold := dict.fromkeys(one.run_id for one in (first, other) if not one.steady):
+        yield f"no steps beyond the warm-up in {' and '.join(cold)}"
 
 
 def stand_in(summary: Summary) -> str:

@@ -58,7 +58,9 @@ def _verdict(comparison: Comparison, index: int) -> str:
         return "nothing to compare, a run made no step"
     figure = f"{_ratio(found)} tokens/s"
     if reasons:
-        return f"NOT RANKED, different workloads: {'; '.join(reasons)} ({figure})"
+        return f"NOT RANKED: {'; '.join(reasons)} ({figure})"
+    if found.bounds is None:
+        return f"too few steps to tell, one of the two has fewer than 6 measured: {figure}"
     if found.conclusive:
         return f"{'faster' if found.ratio > 1 else 'slower'}, {figure}"
     return f"no difference beyond the noise, {figure}"
@@ -66,7 +68,7 @@ def _verdict(comparison: Comparison, index: int) -> str:
 
 def _ratio(found: Ratio) -> str:
     if found.bounds is None:
-        return f"{found.ratio:.3f}x (too few steps for bounds)"
+        return f"{found.ratio:.3f}x (no bounds)"
     return f"{found.ratio:.3f}x ({found.bounds[0]:.3f} to {found.bounds[1]:.3f})"
 
 

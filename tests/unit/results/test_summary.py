@@ -196,14 +196,22 @@ def test_a_run_compared_with_itself_is_not_faster(tmp_path: Path) -> None:
         ({"model": "Tiny-Mixtral"}, "another model"),
         ({"rehearsal": True}, "NOT THE REAL MODEL"),
         ({"args": {"--num-layers": "8"}}, "--num-layers 8 against 4"),
-        ({"num_steps": 2}, "beyond its warm-up"),
+        ({"num_steps": 2}, "no steps beyond the warm-up in b ("),
     ],
 )
 def test_unlike_runs_are_not_ranked(tmp_path: Path, other: dict[str, object], reason: str) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", **other)
     said = "\n".join(verdicts(compare([a, b])))
-    assert "NOT RANKED" in said
+    assert said.startswith("B against A: NOT RANKED: ")
     assert reason in said
+
+
+def test_without_bounds_nothing_is_claimed(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", num_steps=7, step_time_s=0.6)
+    comparison = compare([a, b])
+    assert comparison.summaries[1].steady
+    assert next(verdicts(comparison)).startswith("B against A: too few steps to tell, one of the")
 
 
 def test_a_hundred_runs_are_listed_newest_first(tmp_path: Path) -> None:
