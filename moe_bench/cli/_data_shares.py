@@ -10,7 +10,7 @@ from pathlib import Path
 from moe_bench.arguments.flags import Flags
 from moe_bench.config.knobs import says
 from moe_bench.config.run import ResolvedRun, Setting
-from moe_bench.data.index_header import index_path, read_header
+from moe_bench.data.index_header import read_header
 from moe_bench.data.split import (
     MEGATRONS_OWN,
     PURPOSES,
@@ -49,7 +49,7 @@ def refuse_empty_shares(run: ResolvedRun, project: Path, *, mounts: str = "") ->
         return
     for one in named:
         for prefix in prefixes_of(one.words):
-            index = index_path(_outside(project / prefix, mounts))
+            index = Path(f"{_outside(project / prefix, mounts)}.idx")
             if "://" not in prefix and index.is_file():
                 _refuse_empty(run, one, index)
     _refuse_unfed(run, named)

@@ -123,6 +123,7 @@ def _preparation(options: dict[str, Any]) -> Any:
     from moe_bench.data.prepare import Preparation, available_cores
     from moe_bench.data.sources import find_sources
 
+    _refuse_nameless(options["output"], "--output ")
     skip = options["on_error"] == "skip"
     keys = tuple(key for given in options["json_keys"] for key in given.split())
     if options["document_separator"] == "":
@@ -150,6 +151,14 @@ def _preparation(options: dict[str, Any]) -> Any:
         overwrite=options["overwrite"],
         restart=options["restart"],
     )
+
+
+def _refuse_nameless(prefix: Path, option: str) -> None:
+    """`.` and `/` name folders; `--output ''` is read as `.`."""
+    if prefix.name in {"", ".."}:
+        raise DataError(
+            f"{option}{prefix}: is a folder, where the prefix of a .bin/.idx pair must be; add a name: {prefix / 'text'}"
+        )
 
 
 def _too_few(preparation: Any) -> str | None:
@@ -252,6 +261,7 @@ def inspect(prefix: Path, tokenizer: str | None, first: int, verify: bool) -> No
 
     if prefix.suffix in {".bin", ".idx"}:
         prefix = prefix.with_suffix("")
+    _refuse_nameless(prefix, "")
     found = inspect_dataset(prefix, tokenizer=tokenizer, first=first, verify=verify)
     click.echo(
         f"{prefix}: {found.num_documents:,} documents, {found.num_tokens:,} tokens of {found.dtype}"

@@ -68,6 +68,10 @@ def find_sources(names: Sequence[str], *, form: Form | None, skip_duplicates: bo
     sources: list[Source] = []
     ignored: list[str] = []
     for name in names:
+        if not name:
+            raise DataError(
+                "an input is empty (''); name a file or a folder, . for the one you are in"
+            )
         if name == "-":
             sources.append(_standard_input(form))
             continue

@@ -79,6 +79,7 @@ def test_a_share_is_refused_whether_or_not_it_is_evaluated(one: str, tmp_path: P
         ("--data-path", "one", "--split", "100,0,0", "--eval-iters", "0"),
         ("--data-path", "not/here"),
         ("--data-path", "s3://bucket/one"),
+        ("--data-path", "/"),
         ("--mock-data",),
     ],
 )

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from moe_bench.errors import DataError
+
 type Data = Callable[..., Result]
 
 
@@ -116,3 +118,10 @@ def test_another_tokenizer_with_fewer_ids_is_refused(
     assert data("inspect", tmp_path / "o").exit_code == 0
     result = data("inspect", tmp_path / "o", "--tokenizer", "bytes")
     assert "another tokenizer" in str(result.exception)
+
+
+@pytest.mark.parametrize("prefix", ["", ".", "/", ".."])
+def test_a_folder_is_no_dataset(data: Data, prefix: str):
+    result = data("inspect", prefix)
+    assert isinstance(result.exception, DataError)
+    assert "is a folder, where the prefix" in str(result.exception)

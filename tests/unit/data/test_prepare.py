@@ -365,3 +365,17 @@ def test_few_documents_are_said_to_be_few(data: Data, tmp_path: Path):
     again = data(*call, "--overwrite", "--text", "paragraph")
     assert "documents 60" in again.output
     assert "few documents" not in again.output
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", "..", "x/.."])
+def test_an_output_without_a_name_is_refused(data: Data, jsonl: Path, output: str):
+    result = data("prepare", jsonl, "--output", output, "--tokenizer", "bytes")
+    assert "is a folder, where the prefix of a .bin/.idx pair must be" in error_of(result)
+
+
+def test_an_empty_input_is_not_the_current_folder(
+    data: Data, jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(jsonl.parent)
+    result = data("prepare", "", "--output", tmp_path / "o", "--tokenizer", "bytes")
+    assert "an input is empty" in error_of(result)
