@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from moe_bench.arguments.lint import (
 )
 from moe_bench.arguments.schema.renames import RENAMES, Renames, read_renames
 from moe_bench.config.gather import MODELS, RUNTIME
+from moe_bench.config.knobs import KNOBS
 from moe_bench.errors import ConfigError, MoeBenchError
 from tests.support.lint_cases import BASE, CASES, laid_over, packages_of, run_of, versions_of
 from tests.support.projects import Project
@@ -168,6 +170,13 @@ def test_the_refusal_names_the_flag_its_place_and_the_way_out() -> None:
 
 def test_every_rule_says_where_its_evidence_is() -> None:
     assert [rule.name for rule in RULES.values() if not rule.source] == []
+
+
+def test_every_knob_that_a_way_out_names_exists() -> None:
+    known = {*KNOBS, "NVIDIA", "MTP"}
+    for rule in RULES.values():
+        words = set(re.findall(r"(?<![\w-])[A-Z][A-Z0-9_]+\b", rule.fix)) - known
+        assert all(word.startswith(("CUDA_", "PYTORCH_", "NCCL_")) for word in words), rule.name
 
 
 def test_an_unknown_transformer_engine_gives_a_note_that_says_how_to_tell() -> None:
