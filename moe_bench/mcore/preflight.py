@@ -32,6 +32,7 @@ from moe_bench.mcore.validation import (
     refusal,
     short,
 )
+from moe_bench.mcore.versions import megatron_version
 
 _TE_NAMES = {
     "megatron.core.transformer.moe.moe_utils": (
@@ -69,7 +70,7 @@ def load() -> str:
                 "ignore"
             )  # that Apex and Transformer Engine are missing is said by the caller
             importlib.import_module("megatron.training.arguments")
-            return str(importlib.import_module("megatron.core.package_info").__version__)
+            return megatron_version()
     except (
         ImportError,
         IndexError,
