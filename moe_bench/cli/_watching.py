@@ -27,7 +27,7 @@ from moe_bench.results.reader import read_events
 from moe_bench.results.state import has_ended
 from moe_bench.results.summary import summarize
 from moe_bench.results.summary_text import print_summary
-from moe_bench.results.triage import Diagnosis, diagnose
+from moe_bench.results.triage import Diagnosis, diagnose, without_ignored
 from moe_bench.results.writer import close_record
 
 _ERROR_LINES = 15
@@ -165,7 +165,7 @@ def _diagnosis(run_dir: Path, lines: Iterable[str]) -> Diagnosis | None:
 
 def telling_lines(lines: Iterable[str]) -> list[str]:
     """The end of the last traceback, after what was said before it and the ones that led to it; or the last lines."""
-    kept = [line for line in lines if line.strip()]
+    kept = [line for line in without_ignored(lines) if line.strip()]
     starts = [index for index, line in enumerate(kept) if _TRACEBACK in line]
     if not starts:
         return kept[-_ERROR_LINES:]

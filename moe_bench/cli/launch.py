@@ -102,13 +102,13 @@ def submit(name: str, words: tuple[str, ...]) -> None:
     if run.knobs["DRY_RUN"].value == "1":
         dry_run(plan)
         return
+    from moe_bench.arguments.image import in_image
     from moe_bench.cli._data_shares import refuse_empty_shares
     from moe_bench.cli._inputs import refuse_unnamed_tokenizer
 
     refuse_unnamed_tokenizer(run)
     if name == "slurm":  # a pod's paths are those of its volumes
-        in_image = run.knob("CONTAINER_IMAGE") and run.knob("CONTAINER_RUNTIME") != "none"
-        mounts = run.knob("CONTAINER_MOUNTS") if in_image else ""
+        mounts = run.knob("CONTAINER_MOUNTS") if in_image(run) else ""
         refuse_empty_shares(run, PROJECT, mounts=mounts)
     directory.create(run, plan)
     try:

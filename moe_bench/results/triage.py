@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,18 @@ def last_error_line(lines: Iterable[str]) -> str | None:
         lowered = text
     last = max(lowered.rfind(word) for word in _ERROR_WORDS)
     return None if last < 0 else _line_at(text, last).strip()[:400]
+
+
+def without_ignored(lines: Iterable[str]) -> Iterator[str]:
+    """`lines` less the tracebacks of what Python says it ignored: finalizers of objects that a failure left half-made."""
+    ignoring = False
+    for line in lines:
+        if line.startswith("Exception ignored in"):
+            ignoring = True
+        elif not ignoring:
+            yield line
+        elif not line.startswith((" ", "\t", "Traceback")):
+            ignoring = False  # the exception itself
 
 
 def _line_at(text: str, position: int) -> str:

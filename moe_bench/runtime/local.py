@@ -21,6 +21,7 @@ from pathlib import Path
 
 from moe_bench.errors import MoeBenchError
 from moe_bench.results.records import Event
+from moe_bench.results.triage import without_ignored
 from moe_bench.results.writer import RunWriter
 from moe_bench.runtime.pretrain import prepare, train
 from moe_bench.runtime.rank import RankContext, fill_in, local_context, rank_context
@@ -187,7 +188,7 @@ def _tail(path: Path) -> str:
     if not path.is_file():
         return "(no log)"
     with path.open(errors="replace") as lines:
-        return "".join(deque(lines, maxlen=TAIL_LINES)).rstrip()
+        return "".join(deque(without_ignored(lines), maxlen=TAIL_LINES)).rstrip()
 
 
 if __name__ == "__main__":

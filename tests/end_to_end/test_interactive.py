@@ -101,8 +101,11 @@ def test_an_interrupt_stops_the_ranks_and_closes_the_record(tmp_path: Path) -> N
 
 
 def test_a_failing_rank_is_shown_in_its_own_words_and_recorded(tmp_path: Path) -> None:
-    for suffix in (".idx", ".bin"):
-        (tmp_path / f"text{suffix}").write_bytes(b"no such thing as data")
+    (tmp_path / "lines.txt").write_text("a line of text\n" * 200)
+    prepare = [sys.executable, "-m", "moe_bench", "data", "prepare", str(tmp_path / "lines.txt")]
+    prepare += ["--text", "line", "--tokenizer", "bytes", "--output", str(tmp_path / "text")]
+    subprocess.run(prepare, check=True, capture_output=True, cwd=REPOSITORY)
+    (tmp_path / "text.bin").write_bytes(b"")
     done = subprocess.run(
         [*SCRIPT[:2], "--train-iters", "5"],
         env=environment(tmp_path) | {"DATA_PATH": str(tmp_path / "text")},
@@ -113,9 +116,9 @@ def test_a_failing_rank_is_shown_in_its_own_words_and_recorded(tmp_path: Path) -
     )
     assert done.returncode == 1
     assert "error: the run failed" in done.stderr
-    assert "bad header, cannot read: " in done.stderr
+    assert "cannot mmap an empty file" in done.stderr
     lines = (run_dir(tmp_path) / "results" / "events-launcher.jsonl").read_text().splitlines()[1:]
     error, end = (json.loads(line) for line in lines)
     assert "failed first" in error["fields"]["message"]
-    assert "bad header, cannot read: " in error["fields"]["tail"]
+    assert "cannot mmap an empty file" in error["fields"]["tail"]
     assert end["fields"]["outcome"] == "failed"

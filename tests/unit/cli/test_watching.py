@@ -43,6 +43,13 @@ def test_without_a_traceback_the_last_lines_are_shown() -> None:
     assert telling_lines(f"line {i}" for i in range(40)) == [f"line {i}" for i in range(25, 40)]
 
 
+def test_what_python_ignored_afterwards_does_not_hide_the_failure() -> None:
+    failure = ["Traceback (most recent call last):", '  File "a.py"', "ValueError: empty"]
+    ignored = ["Exception ignored in: <function __del__>", *failure[:2], "AttributeError: gone"]
+    assert telling_lines([*failure, *ignored, *ignored]) == failure
+    assert telling_lines([*failure, *ignored, "rank 0 ends"]) == [*failure, "rank 0 ends"]
+
+
 WATCHING = """
 import os, signal, sys, time
 from pathlib import Path
