@@ -42,7 +42,9 @@ def _refuse_missing_checkpoint(run: ResolvedRun, project: Path) -> None:
     folder = project / load.value
     if (folder / TRACKER).is_file():
         return
-    beside = [near for near in (folder.parent, folder / "checkpoints") if (near / TRACKER).is_file()]
+    beside = [
+        near for near in (folder.parent, folder / "checkpoints") if (near / TRACKER).is_file()
+    ]
     hint = f"; there is one in {beside[0]}" if beside else ""
     raise ConfigError(
         f"{_said(run, 'LOAD_PATH', '--load')}: there is no checkpoint in {folder} ({TRACKER} is missing){hint}; "
