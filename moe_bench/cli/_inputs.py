@@ -17,7 +17,7 @@ def refuse_missing(run: ResolvedRun, project: Path) -> None:
 
     Relative paths are the ranks' own: they start in `project`. Addresses and names of the Hugging Face hub are let be.
     """
-    for flag in ("--data-path", "--train-data-path"):
+    for flag in ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path"):
         setting = run.args.get(flag)
         for word in (setting.words or (setting.value,)) if setting is not None else ():
             if _is_weight(word) or "://" in word or Path(f"{project / word}.idx").is_file():

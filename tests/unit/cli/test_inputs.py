@@ -43,6 +43,7 @@ def test_what_is_there_is_let_be(tmp_path: Path) -> None:
             "DATA_PATH=/no/text (environment): there is no /no/text.idx",
         ),
         (("--data-path", "1", "/no/text"), {}, "/no/text.idx; it is the prefix"),
+        (("--valid-data-path", "/no/text"), {}, "/no/text.idx; it is the prefix"),
         (("--mock-data",), {"LOAD_PATH": "/no/where"}, "LOAD_PATH=/no/where (environment)"),
         (("--mock-data",), {"LOAD_PATH": str(REPOSITORY)}, "there is no checkpoint in"),
         (("--mock-data", "--load", "no/where"), {}, "--load no/where (command line): there is no"),
