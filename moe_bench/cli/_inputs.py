@@ -22,6 +22,12 @@ def refuse_missing(run: ResolvedRun, project: Path) -> None:
         for word in (setting.words or (setting.value,)) if setting is not None else ():
             if _is_weight(word) or "://" in word or Path(f"{project / word}.idx").is_file():
                 continue
+            if "--sft" in run.args:  # conversations, read as they are
+                if (project / word).exists():
+                    continue
+                raise ConfigError(
+                    f"{_said(run, 'DATA_PATH', flag)}: there is no {project / word}; --sft reads a JSONL file"
+                )
             raise ConfigError(
                 f"{_said(run, 'DATA_PATH', flag)}: there is no {project / word}.idx; it is the prefix of a .bin/.idx pair "
                 "(python -m moe_bench data prepare makes one); --mock-data trains without data"

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moe_bench.errors import DataError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patch:
@@ -23,6 +25,7 @@ class Patch:
 
     module: str
     attribute: str
+    """`function`, or `Class.method`."""
     make: Callable[[Any], Any]
     """From the original to what takes its place."""
     upstream: str
@@ -33,16 +36,19 @@ class Patch:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Replace within the block. A module or attribute that this release lacks is left alone."""
-        module = importlib.import_module(self.module)
-        original = getattr(module, self.attribute, None)
+        *path, name = self.attribute.split(".")
+        owner: Any = importlib.import_module(self.module)
+        for part in path:
+            owner = getattr(owner, part, None)
+        original = getattr(owner, name, None)
         if original is None:
             yield
             return
-        setattr(module, self.attribute, self.make(original))
+        setattr(owner, name, self.make(original))
         try:
             yield
         finally:
-            setattr(module, self.attribute, original)
+            setattr(owner, name, original)
 
 
 def _no_compile(original: Callable[[], None]) -> Callable[[], None]:
@@ -119,6 +125,31 @@ WHOLE_INDEX_FILES = tuple(
 )
 
 
+def _of_no_tokens(original: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(original)
+    def _get_num_epochs(self: Any, num_tokens_per_epoch: int) -> int:
+        if num_tokens_per_epoch == 0 and self.num_samples is not None:
+            share, prefix = self.index_split.name, self.dataset.path_prefix
+            raise DataError(
+                f"{prefix}: --split leaves no token for its {share} share, on which Megatron would count epochs for ever; "
+                "cut the text into more documents (python -m moe_bench data prepare --text paragraph or line), or train on "
+                "all of it with --split 100,0,0 --eval-iters 0"
+            )
+        return original(self, num_tokens_per_epoch)
+
+    return _get_num_epochs
+
+
+NO_ENDLESS_COUNT = Patch(
+    module="megatron.core.datasets.gpt_dataset",
+    attribute="GPTDataset._get_num_epochs",
+    make=_of_no_tokens,
+    upstream="megatron/core/datasets/gpt_dataset.py GPTDataset._get_num_epochs, 0.11 to 0.19.2",
+    reason="it adds no tokens to no tokens until there are enough; a launch refuses such data where it sees them",
+    remove_when="it raises",
+)
+
+
 def _without_query_norm(original: type) -> type:
     class WithoutPhantomQueryNorm(original):
         """A query that is not compressed has no norm of its own, as in DeepSeek-V2-Lite and Moonlight."""
@@ -165,5 +196,5 @@ NORMS_ACROSS_HEADS = Patch(
 )
 
 
-ALWAYS = (COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS, *WHOLE_INDEX_FILES)
+ALWAYS = (COMPILED_HELPERS, LOAD_WITHOUT_GRADIENTS, *WHOLE_INDEX_FILES, NO_ENDLESS_COUNT)
 """Those that every training run has."""

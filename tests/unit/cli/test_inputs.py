@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moe_bench.checkpoint.layout import TRACKER
 from moe_bench.cli._inputs import refuse_missing, refuse_unnamed_tokenizer
-from moe_bench.config.run import ResolvedRun
+from moe_bench.config.run import Origin, ResolvedRun, Setting
 from moe_bench.errors import ConfigError
 from tests.support.projects import CPU, REPOSITORY, repository
 
@@ -55,6 +56,19 @@ def test_what_is_not_there_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         refuse_missing(resolve(*words, **given), REPOSITORY)
+
+
+def test_conversations_to_fine_tune_on_are_a_file_without_an_index(tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").touch()
+    place = Origin(layer="flag", place="command line")
+
+    def tuning(path: str) -> ResolvedRun:
+        run = resolve("--data-path", path)
+        return replace(run, args={**run.args, "--sft": Setting(value="true", origin=place)})
+
+    refuse_missing(tuning(str(tmp_path / "chat.jsonl")), tmp_path)
+    with pytest.raises(ConfigError, match=re.escape("/no/chat.jsonl; --sft reads")):
+        refuse_missing(tuning("/no/chat.jsonl"), tmp_path)
 
 
 def test_a_checkpoint_nearby_is_named(tmp_path: Path) -> None:

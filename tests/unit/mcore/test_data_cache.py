@@ -19,7 +19,8 @@ from megatron.core.datasets.blended_dataset import BlendedDataset  # noqa: E402
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig, MockGPTDataset  # noqa: E402
 from megatron.core.datasets.utils import Split  # noqa: E402
 
-from moe_bench.mcore.patches import WHOLE_INDEX_FILES  # noqa: E402
+from moe_bench.errors import DataError  # noqa: E402
+from moe_bench.mcore.patches import NO_ENDLESS_COUNT, WHOLE_INDEX_FILES  # noqa: E402
 
 FILES = 3 + 2
 """Indices of a dataset and of a blend."""
@@ -33,9 +34,8 @@ class NoTokenizer:
     eod = 0
 
 
-def build(cache: Path) -> list[Any]:
-    """The indices of Megatron's own datasets: built and saved, or those of the cache."""
-    config = GPTDatasetConfig(
+def config_of(cache: Path) -> GPTDatasetConfig:
+    return GPTDatasetConfig(
         random_seed=1,
         sequence_length=64,
         split="1,0,0",
@@ -45,6 +45,11 @@ def build(cache: Path) -> list[Any]:
         reset_attention_mask=False,
         eod_mask_loss=False,
     )
+
+
+def build(cache: Path) -> list[Any]:
+    """The indices of Megatron's own datasets: built and saved, or those of the cache."""
+    config = config_of(cache)
     low_level = MockGPTDataset.build_low_level_dataset("", config)
     documents = numpy.arange(64, dtype=numpy.int32)
     part = MockGPTDataset(low_level, "", documents, 100, Split.train, config)
@@ -110,3 +115,14 @@ def test_a_run_that_ends_in_the_middle_of_a_save_leaves_nothing_that_another_wou
     assert len(list(tmp_path.glob("*.npy"))) == FILES
     for mine, cached in zip(again, build(tmp_path), strict=True):
         assert mine.tolist() == cached.tolist()
+
+
+@pytest.mark.timeout(60)  # Megatron's own count has no end
+def test_a_share_without_tokens_is_an_error_and_no_endless_count(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    low_level = MockGPTDataset.build_low_level_dataset("", config)
+    low_level.path_prefix = "my/text"
+    none = numpy.arange(0, dtype=numpy.int32)
+    said = "my/text: --split leaves no token for its valid share"
+    with NO_ENDLESS_COUNT.applied(), pytest.raises(DataError, match=said):
+        MockGPTDataset(low_level, "", none, 100, Split.valid, config)
