@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -73,4 +74,6 @@ def test_a_node_whose_clock_is_wrong_is_named(cluster: Cluster, tmp_path: Path) 
         "salloc", *NODES, *DOCTOR, check=False, PATH=f"{tmp_path}:{os.environ['PATH']}"
     )
     assert done.returncode == 1
-    assert "PROBLEM clocks: n2 is off by at least 5" in done.stdout, done.stdout
+    off = re.search(r"PROBLEM clocks: n2 is off by at least (\S+) s\n", done.stdout)
+    assert off, done.stdout
+    assert 50 < float(off[1]) <= 60  # less what the question took
