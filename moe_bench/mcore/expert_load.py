@@ -63,9 +63,7 @@ class ExpertCounter:
             probs, routing_map = output[0], output[1]
             with torch.no_grad():
                 if router.config.moe_pad_expert_input_to_capacity:
-                    routing_map = routing_map & (
-                        probs != 0
-                    )  # what only fills an expert up has no weight
+                    routing_map = routing_map & (probs != 0)  # padding has no weight
                 kept.add_(routing_map.sum(dim=0))
                 offered.add_(routing_map.shape[0] * router.topk)
 

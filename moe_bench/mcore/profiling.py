@@ -56,7 +56,6 @@ class StepProfiler:
         """Write what was profiled; nothing when no step was."""
         if self._profiler is None:
             return
-        self.has_written = True
         self._profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         trace = self.folder / f"{self.kind}-rank-{self.rank}.json.gz"
@@ -66,6 +65,7 @@ class StepProfiler:
         table = self.folder / f"operators-rank-{self.rank}.txt"
         table.write_text(self._profiler.key_averages().table(sort_by=by, row_limit=60))
         self.tell("operators", str(table))
+        self.has_written = True
         self._profiler = None
         if self._timeline:
             timeline = self.folder / f"memory-timeline-rank-{self.rank}.json"

@@ -85,7 +85,7 @@ def test_going_on_in_a_folder_that_is_still_empty_is_a_start(tmp_path: Path) -> 
     assert "--exit-on-missing-checkpoint" not in run.args
     started_from = resolve("--mock-data", LOAD_PATH=str(tmp_path))
     demanded = started_from.args["--exit-on-missing-checkpoint"]
-    assert demanded.origin.place == f"LOAD_PATH={tmp_path} (environment)" or demanded.origin.place
+    assert demanded.origin.place.startswith(f"--load {tmp_path} (")
 
 
 def test_a_tokenizer_that_is_read_must_be_named() -> None:
