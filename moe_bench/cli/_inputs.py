@@ -54,7 +54,7 @@ def _refuse_missing_checkpoint(run: ResolvedRun, project: Path) -> None:
     hint = f"; there is one in {beside[0]}" if beside else ""
     raise ConfigError(
         f"{_said(run, 'LOAD_PATH', '--load')}: there is no checkpoint in {folder} ({TRACKER} is missing){hint}; "
-        "Megatron would train from scratch. With --save of the same folder it means: go on if there is something"
+        f"Megatron would train from scratch. Leave it out to do so, or add --save {load.value} to go on there from now on"
     )
 
 

@@ -26,22 +26,22 @@ def create(run: ResolvedRun, plan: LaunchPlan) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            raise _taken(run)
+            raise _taken(run, plan)
         _fill(aside, run, plan)
         aside.rename(target)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         if target.is_dir():  # another came first, a moment ago
-            raise _taken(run) from error
+            raise _taken(run, plan) from error
         base = run.knobs.get("OUTPUT_PATH")
         said = f"OUTPUT_PATH={base.value} ({base.origin.place}): " if base else ""
         raise LaunchError(f"{said}cannot write {target}: {error.strerror}") from error
 
 
-def _taken(run: ResolvedRun) -> LaunchError:
+def _taken(run: ResolvedRun, plan: LaunchPlan) -> LaunchError:
     return LaunchError(
-        f"RUN_ID={run.run_id}: {run.run_dir} exists already and is left alone; choose another RUN_ID, or go on with that run "
-        "by starting its own script again"
+        f"RUN_ID={run.run_id}: {run.run_dir} exists already and is left alone; choose another RUN_ID, or start that run's own "
+        f"{run.run_dir / plan.filename} again to go on with it"
     )
 
 
